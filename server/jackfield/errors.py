@@ -1,0 +1,142 @@
+"""Every error a user can meet: one hierarchy, and for HTTP one envelope.
+
+The envelope is OpenAI's (``message``, ``type``, ``param``, ``code``) plus ``suggestions``: what to do about it.
+"""
+
+from typing import Any, ClassVar
+
+
+class JackfieldError(Exception):
+    """An error with a message for the user and what to do about it; anything else that is raised is a bug."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, suggestions: tuple[str, ...] = (), code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.suggestions = suggestions
+        self.error_code = code or self.code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to this error."""
+        return {}
+
+    def envelope(self) -> dict[str, Any]:
+        """The body of the HTTP answer, in OpenAI's shape."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.error_code,
+                "suggestions": list(self.suggestions),
+            }
+        }
+
+
+class InvalidRequestError(JackfieldError):
+    """The client sent something that cannot be honoured."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedError(InvalidRequestError):
+    """A valid field of the official API that this server or this model cannot honour."""
+
+    code = "unsupported_value"
+
+
+class ContextLengthExceededError(InvalidRequestError):
+    """The prompt does not fit in the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, context_length: int, prompt_tokens: int, param: str = "messages") -> None:
+        # Coding assistants recognise an overflow by this wording, and compact the conversation or stop cleanly.
+        super().__init__(
+            f"This model's maximum context length is {context_length} tokens. However, your {param} resulted in "
+            f"{prompt_tokens} tokens. Please reduce the length of the {param}.",
+            param=param,
+            suggestions=(
+                f"Shorten the {param} by at least {prompt_tokens - context_length + 1} tokens.",
+                "Serve a model with a longer context.",
+            ),
+        )
+
+
+class NotFoundError(JackfieldError):
+    """No such resource."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFoundError(NotFoundError):
+    """The client named a model that is not served here."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, available: tuple[str, ...]) -> None:
+        super().__init__(
+            f"The model {model!r} does not exist here.",
+            param="model",
+            suggestions=(f"Use one of: {', '.join(available)}.", "See GET /v1/models."),
+        )
+
+
+class MethodNotAllowedError(JackfieldError):
+    """The path exists, but not for this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class PayloadTooLargeError(JackfieldError):
+    """The request's body is larger than the server reads."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class UnavailableError(JackfieldError):
+    """The server cannot answer now; the same request may succeed later."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after: int = 1, **keywords: Any) -> None:
+        super().__init__(message, **keywords)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """``Retry-After`` in whole seconds: without it some clients hammer."""
+        return {"Retry-After": str(self.retry_after)}
+
+
+class EngineError(UnavailableError):
+    """The engine failed while it worked on the request."""
+
+    code = "engine_error"
+
+
+class ModelLoadError(JackfieldError):
+    """A model cannot be served; the message says why and the suggestions what to do."""
+
+    code = "model_load_error"
+
+
+class ConfigurationError(JackfieldError):
+    """A setting is wrong."""
+
+    code = "configuration_error"
