@@ -1,0 +1,1 @@
+"""The engine: from token ids to token events. It knows no HTTP and no OpenAI."""

@@ -1,0 +1,158 @@
+"""Decides what the engine does next: which prompt is processed, and when everybody gets a token."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from jackfield.engine.batch import DecodeBatch, Sequence
+from jackfield.engine.prefix_cache import PrefixCache
+from jackfield.engine.request import (
+    EngineEvent,
+    FinishEvent,
+    GenerationRequest,
+    PrefillEvent,
+    PromptLogprobsEvent,
+    TokenEvent,
+)
+from jackfield.engine.runner import Runner
+
+Events = list[tuple[str, EngineEvent]]
+"""Events with the id of the request they belong to."""
+
+
+@dataclass(slots=True)
+class PrefillPace:
+    """How many prompt tokens to process in one go: as many as fit in the target time.
+
+    Between two slices the other sequences get their tokens, and cancellations are heard.
+    """
+
+    target: float = 0.25
+    """Seconds a slice may take."""
+    smallest: int = 32
+    largest: int = 2048
+    slice: int = 128
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """Learn from a slice that has been processed."""
+        if tokens == self.slice:
+            ideal = int(tokens * self.target / max(seconds, 1e-6))
+            # Powers of two, so that a GPU sees few different shapes.
+            self.slice = max(self.smallest, min(self.largest, 1 << max(ideal, 1).bit_length() - 1))
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """All requests in the engine: waiting, being read (one at a time) and being answered."""
+
+    runner: Runner
+    prefix_cache: PrefixCache
+    max_batch: int
+    pace: PrefillPace = field(default_factory=PrefillPace)
+    waiting: deque[Sequence] = field(default_factory=deque)
+    reading: Sequence | None = None
+    batch: DecodeBatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.batch = DecodeBatch(self.runner)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.waiting or self.reading or len(self.batch))
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Put a request in the queue."""
+        self.waiting.append(Sequence(request))
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, wherever it is; what was computed for it stays in the prefix cache."""
+        self.waiting = deque(s for s in self.waiting if s.request.id != request_id)
+        if self.reading and self.reading.request.id == request_id:
+            self._remember(list(self.reading.request.prompt[: self.reading.processed]), self.reading)
+            self.reading = None
+        self._retire([s for s in self.batch.sequences if s.request.id == request_id])
+
+    def clear(self) -> list[str]:
+        """Drop all requests, after a failure; their ids."""
+        dropped = [*self.waiting, *([self.reading] if self.reading else []), *self.batch.sequences]
+        self.waiting.clear()
+        self.reading = None
+        self.batch = DecodeBatch(self.runner)
+        return [sequence.request.id for sequence in dropped]
+
+    def step(self) -> Events:
+        """A slice of the prompt that is being read, and one token for everybody who is being answered."""
+        events: Events = []
+        if self.reading is None and self.waiting and len(self.batch) < self.max_batch:
+            self.reading = self._start(self.waiting.popleft())
+        if self.reading is not None:
+            self._read(self.reading, events)
+        if len(self.batch):
+            self._answer(events)
+        return events
+
+    def _start(self, sequence: Sequence) -> Sequence:
+        prompt = sequence.request.prompt
+        # The last token always runs through the model, since its logits are the answer's first token.
+        usable = self.runner.shares_prefixes and not sequence.request.prompt_logprobs
+        blocks = self.prefix_cache.find(prompt[:-1]) if usable else []
+        sequence.caches = self.runner.start(blocks)
+        sequence.cached = sequence.processed = self.prefix_cache.tokens(blocks)
+        return sequence
+
+    def _read(self, sequence: Sequence, events: Events) -> None:
+        request = sequence.request
+        end = min(sequence.processed + self.pace.slice, len(request.prompt) - 1)
+        tokens = request.prompt[sequence.processed : end]
+        if tokens:
+            started = time.perf_counter()
+            if request.prompt_logprobs:
+                self._score(sequence, tokens)
+            else:
+                self.runner.prefill(sequence.caches, tokens)
+            self.pace.measured(len(tokens), time.perf_counter() - started)
+        sequence.processed = end
+        events.append((request.id, PrefillEvent(end, len(request.prompt), sequence.cached)))
+        if end == len(request.prompt) - 1:
+            self._begin(sequence, events)
+
+    def _score(self, sequence: Sequence, tokens: tuple[int, ...]) -> None:
+        start = sequence.processed + 1
+        following = sequence.request.prompt[start : start + len(tokens)]
+        top = sequence.request.top_logprobs or 0
+        sequence.scored += self.runner.score(sequence.caches, tokens, following, top)
+
+    def _begin(self, sequence: Sequence, events: Events) -> None:
+        """The prompt has been read: the answer begins."""
+        self.reading = None
+        request = sequence.request
+        if request.prompt_logprobs:
+            scored = (TokenEvent(request.prompt[0]), *sequence.scored)
+            events.append((request.id, PromptLogprobsEvent(scored)))
+        if request.max_tokens == 0:
+            events.append((request.id, FinishEvent("length")))
+            return
+        self._remember(list(request.prompt[:-1]), sequence)
+        self.batch.join(sequence)
+
+    def _answer(self, events: Events) -> None:
+        self.batch.launch()
+        finished = []
+        for step in self.batch.read():
+            events.append((step.sequence.request.id, step.token))
+            if step.finished:
+                events.append((step.sequence.request.id, FinishEvent(step.finished)))
+                finished.append(step.sequence)
+        self._retire(finished)
+        self.batch.sample()
+
+    def _retire(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            tokens, sequence.caches = self.batch.held(sequence)
+            self._remember(tokens, sequence)
+        self.batch.remove(sequences)
+
+    def _remember(self, tokens: list[int], sequence: Sequence) -> None:
+        if self.runner.shares_prefixes:
+            self.prefix_cache.store(tokens, sequence.caches)

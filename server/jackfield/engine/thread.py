@@ -1,0 +1,157 @@
+"""The engine thread: the only one that touches MLX, and the door to it for the event loop."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal
+
+from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest
+from jackfield.engine.scheduler import Events, Scheduler
+from jackfield.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request for the engine."""
+
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A request that nobody waits for any more."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The end."""
+
+
+Message = Submit | Cancel | Stop
+
+
+Deliver = Callable[[list[EngineEvent]], None]
+"""Takes the next events of one request, on the event loop; the last ones end with a FinishEvent."""
+
+
+class Engine:
+    """Runs a scheduler on a thread of its own.
+
+    Args:
+        load: makes the scheduler, on the engine thread, since MLX arrays must be made where they are used.
+    """
+
+    def __init__(self, load: Callable[[], Scheduler]) -> None:
+        self._load = load
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self._waiting: dict[str, Deliver] = {}
+        self._thread = threading.Thread(target=self._run, name="jackfield-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._loaded: asyncio.Future[None]
+        self.state: State = "loading"
+
+    async def start(self) -> None:
+        """Load the model; returns when it can generate.
+
+        Raises:
+            ModelLoadError: whatever ``load`` raised.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._loaded = self._loop.create_future()
+        self._thread.start()
+        await self._loaded
+
+    async def stop(self) -> None:
+        """End the thread; what is still being generated ends with an error."""
+        self._inbox.put(Stop())
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a token can be generated."""
+        return self.state == "ready" and self._thread.is_alive()
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
+        """Queue a request. Call on the event loop.
+
+        Raises:
+            EngineError: the engine does not run.
+        """
+        if not self.ready:
+            raise EngineError("The engine is not running.", suggestions=("Try again in a few seconds.",))
+        self._waiting[request.id] = deliver
+        self._inbox.put(Submit(request))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop work on a request, which gets no more events; harmless when it has ended. Call on the event loop."""
+        if self._waiting.pop(request_id, None) is not None:
+            self._inbox.put(Cancel(request_id))
+
+    def _deliver(self, events: Events) -> None:
+        by_request: dict[str, list[EngineEvent]] = {}
+        for request_id, event in events:
+            by_request.setdefault(request_id, []).append(event)
+        for request_id, own in by_request.items():
+            deliver = self._waiting.get(request_id)
+            if isinstance(own[-1], FinishEvent):
+                self._waiting.pop(request_id, None)
+            if deliver is not None:
+                deliver(own)
+
+    # Everything below runs on the engine thread.
+
+    def _run(self) -> None:
+        try:
+            scheduler = self._load()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the event loop waits for it
+            self.state = "failed"
+            self._call(self._loaded.set_exception, error)
+            return
+        self.state = "ready"
+        self._call(self._loaded.set_result, None)
+        while self._hear(scheduler):
+            self._work(scheduler)
+        self.state = "stopped"
+        self._fail(scheduler, EngineError("The server is shutting down.", retry_after=10))
+
+    def _hear(self, scheduler: Scheduler) -> bool:
+        """Take all messages, waiting for one when there is nothing else to do; False at the end."""
+        while scheduler.idle or not self._inbox.empty():
+            match self._inbox.get():
+                case Submit(request):
+                    scheduler.submit(request)
+                case Cancel(request_id):
+                    scheduler.cancel(request_id)
+                case Stop():
+                    return False
+        return True
+
+    def _work(self, scheduler: Scheduler) -> None:
+        try:
+            events = scheduler.step()
+        except Exception as error:
+            logger.exception("The engine failed in a step; all its requests end.")
+            self._fail(scheduler, EngineError(f"The engine failed: {error}", suggestions=("Send the request again.",)))
+            return
+        if events:
+            self._call(self._deliver, events)
+
+    def _fail(self, scheduler: Scheduler, error: EngineError) -> None:
+        events: Events = [(request_id, FinishEvent("error", error)) for request_id in scheduler.clear()]
+        if events:
+            self._call(self._deliver, events)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            logger.debug("The event loop has ended before the engine.")
