@@ -1,0 +1,139 @@
+"""``POST /v1/completions``, the older endpoint: plain text in, plain text out."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from jackfield.protocol.base import AnswerModel, Integral, Unsupported, integral, refusal
+from jackfield.protocol.logprobs import CompletionLogprobs
+from jackfield.protocol.sampling import Choices, SamplingRequest
+from jackfield.protocol.usage import Usage
+
+FinishReason = Literal["stop", "length"]
+
+
+def _integral_items(value: Any) -> Any:
+    # Prompts of 100,000 token ids are common in evaluation: look at each id in Python only when that is needed.
+    if isinstance(value, list) and float in set(map(type, value)):
+        return [integral(item) for item in value]
+    return value
+
+
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), BeforeValidator(_integral_items)]
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return "=string" if isinstance(value, str) else None
+    if value and isinstance(value[0], list):
+        return "=token_lists"
+    return "=tokens" if value and not isinstance(value[0], str) else "=strings"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("=string")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag("=strings")]
+    | Annotated[TokenIds, Tag("=tokens")]
+    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag("=token_lists")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="expected",
+        custom_error_message="a string, an array of strings, an array of token ids or an array of such arrays",
+    ),
+]
+Logprobs = Annotated[int, Field(ge=0, le=5), Integral]
+
+
+class CompletionRequest(SamplingRequest):
+    """One or more texts to go on with."""
+
+    prompt: Prompt
+    echo: bool | None = None
+    logprobs: Logprobs | None = None
+    best_of: Choices | None = None
+    suffix: Annotated[
+        Literal[""] | None,
+        Unsupported(
+            "Write the model's own fill-in-the-middle tokens into 'prompt', "
+            "e.g. <|fim_prefix|>...<|fim_suffix|>...<|fim_middle|>.",
+            harmless=("",),
+        ),
+    ] = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """How many tokens the client wants at most."""
+        return self.max_tokens
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, however they were written."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+    @model_validator(mode="after")
+    def _best_of_is_n(self) -> Self:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise refusal(
+                "unsupported_value",
+                "'{param}' is only supported when it equals 'n': Jackfield returns every completion it makes.",
+                at="best_of",
+                suggestions=("Leave out 'best_of', and choose among 'n' completions yourself.",),
+            )
+        return self
+
+
+class CompletionChoice(AnswerModel):
+    """One of the completions asked for; those of the first prompt come first."""
+
+    always: ClassVar = ("logprobs",)
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class Completion(AnswerModel):
+    """The answer when it does not stream."""
+
+    always: ClassVar = ("object",)
+    never_null: ClassVar = ("system_fingerprint",)
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    system_fingerprint: str | None = None
+
+
+class CompletionChunkChoice(AnswerModel):
+    """What a chunk adds to one of the completions."""
+
+    always: ClassVar = ("logprobs", "finish_reason")
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class CompletionChunk(AnswerModel):
+    """One event of a stream."""
+
+    always: ClassVar = ("object",)
+    never_null: ClassVar = ("system_fingerprint",)
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str | None = None

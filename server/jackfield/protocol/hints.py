@@ -1,0 +1,50 @@
+"""What to do instead: for fields that only other servers know, and for values out of range."""
+
+from collections.abc import Mapping
+
+_STRUCTURED = "Use 'response_format' with {'type': 'json_schema', 'json_schema': {...}}."
+_LIMIT = "Use 'max_tokens'."
+_THINKING = "Use 'chat_template_kwargs', e.g. {'enable_thinking': false}, or 'reasoning_effort'."
+_LEAVE_OUT = "Leave it out: Jackfield has no such setting."
+_LEFT = "Leave it out to get as many tokens as the context leaves."
+
+FOREIGN: Mapping[str, str] = {
+    "add_generation_prompt": _LEAVE_OUT,
+    "chat_template": "Use 'chat_template_kwargs'; the template itself belongs to the model.",
+    "enable_thinking": "Use 'chat_template_kwargs': {'enable_thinking': ...}.",
+    "extra_body": "Send the fields inside 'extra_body' at the top level (the OpenAI SDK does that by itself).",
+    "format": _STRUCTURED,
+    "grammar": _STRUCTURED,
+    "guided_choice": _STRUCTURED,
+    "guided_grammar": _STRUCTURED,
+    "guided_json": _STRUCTURED,
+    "guided_regex": _STRUCTURED,
+    "input": "Use 'messages' here, or 'prompt' with /v1/completions.",
+    "json_schema": _STRUCTURED,
+    "keep_alive": _LEAVE_OUT,
+    "length_penalty": _LEAVE_OUT,
+    "max_new_tokens": _LIMIT,
+    "max_output_tokens": _LIMIT,
+    "min_tokens": "Leave it out, or use 'ignore_eos' to go on up to 'max_tokens'.",
+    "mirostat": _LEAVE_OUT,
+    "n_predict": _LIMIT,
+    "num_predict": _LIMIT,
+    "options": "Send the sampling fields at the top level.",
+    "reasoning": "Use 'reasoning_effort'.",
+    "repeat_penalty": "Use 'repetition_penalty'.",
+    "response_format.schema": _STRUCTURED,
+    "skip_special_tokens": _LEAVE_OUT,
+    "stop_sequences": "Use 'stop'.",
+    "stop_token_ids": "Use 'stop', with the tokens' text.",
+    "structured_outputs": _STRUCTURED,
+    "thinking": _THINKING,
+    "typical_p": _LEAVE_OUT,
+    "use_beam_search": _LEAVE_OUT,
+}
+
+OUT_OF_RANGE: Mapping[str, str] = {
+    "max_tokens": _LEFT,
+    "max_completion_tokens": _LEFT,
+    "top_p": "For the most likely token at every step send 'temperature': 0.",
+    "top_k": "Send 0 or -1 to keep all tokens.",
+}

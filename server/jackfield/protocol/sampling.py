@@ -1,0 +1,81 @@
+"""The fields that both endpoints share: which model, how to sample, when to stop."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, StringConstraints, Tag, model_validator
+
+from jackfield.protocol.base import Integral, RequestModel, Text, by_kind, refusal
+from jackfield.protocol.streaming import StreamOptions
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=-1), Integral]
+MinP = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(ge=0.1, le=10)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integral]
+Choices = Annotated[int, Field(ge=1, le=128), Integral]
+TokenLimit = Annotated[int, Field(ge=1), Integral]
+TokenIdKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Stop = Annotated[
+    Annotated[Text, Tag("=string")] | Annotated[list[Text], Field(max_length=64), Tag("=array")],
+    by_kind({str: "=string", list: "=array"}, "a string or an array of strings"),
+]
+
+
+class SamplingRequest(RequestModel):
+    """What a request for a completion of any kind may say; ``None`` everywhere means that the client did not say."""
+
+    ignored_on_purpose: ClassVar[Mapping[str, str]] = {
+        "user": "Jackfield keeps no record of end users.",
+        "cache_prompt": "The prefix cache is always on, and never changes an answer.",
+        "stream_options.include_obfuscation": "Jackfield does not pad its streams.",
+    }
+    """Fields that change nothing here, by name, and why."""
+
+    model: Text
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: dict[TokenIdKey, Bias] | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    ignore_eos: bool | None = None
+    n: Choices | None = None
+    max_tokens: TokenLimit | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    cache_prompt: bool | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were written."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def ignored(self) -> dict[str, str]:
+        """The fields of this request that change nothing, and why: to be logged once."""
+        return {name: why for name, why in self.ignored_on_purpose.items() if self._has(name)}
+
+    def _has(self, name: str) -> bool:
+        value: object = self
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        return value is not None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise refusal(
+                "invalid_value",
+                "'{param}' is only allowed when 'stream' is true.",
+                at="stream_options",
+                suggestions=("Set 'stream' to true, or leave out 'stream_options'.",),
+            )
+        return self
