@@ -15,8 +15,15 @@ from jackfield.errors import InvalidRequestError
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
 
+
+def _json_schema(source: str) -> str:
+    # One way of spacing, as json.dumps does it: given the choice, small models write blanks for ever.
+    spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return LLMatcher.grammar_from_json_schema(source, defaults=spacing)
+
+
 _CONVERT = {
-    "json_schema": LLMatcher.grammar_from_json_schema,
+    "json_schema": _json_schema,
     "regex": LLMatcher.grammar_from_regex,
     "lark": LLMatcher.grammar_from_lark,
 }

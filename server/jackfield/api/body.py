@@ -1,0 +1,72 @@
+"""Reading a request, and noticing when nobody waits for the answer any more."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from jackfield.errors import PayloadTooLargeError
+from jackfield.protocol.parsing import parse
+from jackfield.protocol.sampling import SamplingRequest
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=SamplingRequest)
+Result = TypeVar("Result")
+
+_logged: set[str] = set()
+
+
+async def read(request: Request, model: type[Model]) -> Model:
+    """The request's body, validated.
+
+    Raises:
+        InvalidRequestError: it is not what the endpoint takes.
+        PayloadTooLargeError: it is larger than the server reads.
+    """
+    body = bytearray()
+    limit: int = request.app.state.settings.max_body_bytes
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise PayloadTooLargeError(
+                f"The request's body is larger than {limit} bytes.",
+                suggestions=("Send less.", "Raise the setting max_body_bytes."),
+            )
+    # A long conversation takes milliseconds to validate; small ones are not worth a thread.
+    parsed = parse(model, bytes(body)) if len(body) < 65_536 else await asyncio.to_thread(parse, model, bytes(body))
+    _log_ignored(parsed)
+    return parsed
+
+
+def _log_ignored(request: SamplingRequest) -> None:
+    for name, reason in request.ignored().items():
+        if name not in _logged:
+            _logged.add(name)
+            logger.info("Clients send %r, which changes nothing: %s", name, reason)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``, which is cancelled as soon as the client hangs up.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_hang_up(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for one in (task, watcher):
+            one.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,244 @@
+"""``POST /v1/chat/completions``."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jackfield.answer import Answer, Delta
+from jackfield.api import body, sse
+from jackfield.api.generation import engine_request, new_id, now, request_seed
+from jackfield.engine.grammar import Grammar
+from jackfield.engine.request import TokenEvent
+from jackfield.models.registry import ServedModel
+from jackfield.models.tokenizer import Tokenizer
+from jackfield.prompt import chat_prompt
+from jackfield.protocol.chat import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatDelta,
+    ChatMessage,
+    FunctionCall,
+    FunctionCallDelta,
+    ToolCall,
+    ToolCallDelta,
+)
+from jackfield.protocol.formats import JsonObjectFormat, JsonSchemaFormat
+from jackfield.protocol.logprobs import ChatLogprobs, TokenLogprob, TopLogprob
+from jackfield.protocol.tools import NamedToolChoice
+from jackfield.text.tool_calls import HermesCallParser, JsonCallParser, ToolCallParser
+
+
+async def chat_completions(request: Request) -> Response:
+    """Go on with a conversation."""
+    asked = await body.read(request, ChatCompletionRequest)
+    model = request.app.state.registry.get(asked.model)
+    answer = await asyncio.to_thread(_answer, asked, model)
+    reply = _Reply(asked, model, answer)
+    if asked.stream:
+        return sse.respond(reply.stream(), request.app.state.settings.heartbeat)
+    completion = await body.unless_gone(request, reply.collect())
+    return Response(completion.to_json(), media_type="application/json")
+
+
+def _answer(asked: ChatCompletionRequest, model: ServedModel) -> Answer:
+    prompt = chat_prompt(asked, model.tokenizer)
+    grammar = _grammar(asked, model)
+    seed = request_seed(asked)
+    requests = [
+        engine_request(
+            asked,
+            model,
+            prompt,
+            index=index,
+            seed=seed,
+            token_limit=asked.token_limit,
+            param="messages",
+            top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            grammar=grammar,
+        )
+        for index in range(asked.n or 1)
+    ]
+    return Answer(model, requests, asked.stops, [_parser(asked) for _ in requests])
+
+
+def _must_call(asked: ChatCompletionRequest) -> bool:
+    return asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedToolChoice)
+
+
+def _names(asked: ChatCompletionRequest) -> frozenset[str]:
+    if isinstance(asked.tool_choice, NamedToolChoice):
+        return frozenset({asked.tool_choice.function.name})
+    return frozenset(tool.function.name for tool in asked.tools or ())
+
+
+def _parser(asked: ChatCompletionRequest) -> ToolCallParser | None:
+    if not asked.tools or asked.tool_choice == "none":
+        return None
+    return JsonCallParser(_names(asked)) if _must_call(asked) else HermesCallParser(_names(asked))
+
+
+def _grammar(asked: ChatCompletionRequest, model: ServedModel) -> Grammar | None:
+    """What the answer must be, by tool_choice or response_format."""
+    if _must_call(asked):
+        return model.grammars.compile("json_schema", json.dumps(_call_schema(asked)), "tools")
+    if isinstance(asked.response_format, JsonObjectFormat):
+        return model.grammars.compile("json_schema", '{"type": "object"}', "response_format")
+    if isinstance(asked.response_format, JsonSchemaFormat):
+        schema = asked.response_format.json_schema.schema_ or {}
+        return model.grammars.compile("json_schema", json.dumps(schema), "response_format.json_schema.schema")
+    return None
+
+
+def _call_schema(asked: ChatCompletionRequest) -> dict[str, Any]:
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": _arguments_schema(tool.function.parameters or {}),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in asked.tools or ()
+        if tool.function.name in _names(asked)
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _arguments_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    # Small models fill open objects with inventions until they are cut off; what the schema does not name, no
+    # function expects.
+    if schema and "properties" not in schema:
+        return schema
+    return {"type": "object", "properties": {}, "additionalProperties": False, **schema}
+
+
+class _Reply:
+    """Puts an answer into OpenAI's words."""
+
+    def __init__(self, asked: ChatCompletionRequest, model: ServedModel, answer: Answer) -> None:
+        self._asked = asked
+        self._model = model
+        self._answer = answer
+        self._id = new_id("chatcmpl")
+        self._created = now()
+        self._calls = [0] * len(answer.requests)
+
+    async def collect(self) -> ChatCompletion:
+        """The whole answer."""
+        try:
+            parts = [part async for part in self._answer if isinstance(part, Delta)]
+        finally:
+            self._answer.cancel()
+        choices = [
+            self._choice(index, [part for part in parts if part.index == index])
+            for index in range(len(self._answer.requests))
+        ]
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model.id,
+            choices=choices,
+            usage=self._answer.usage(),
+        )
+
+    def _choice(self, index: int, parts: list[Delta]) -> ChatChoice:
+        text = "".join(part.text for part in parts)
+        calls = [
+            ToolCall(id=_call_id(), function=FunctionCall(name=call.name, arguments=call.arguments))
+            for part in parts
+            for call in part.calls
+        ]
+        message = ChatMessage(content=text or None if calls else text)
+        if calls:
+            message.tool_calls = calls
+        return ChatChoice(
+            index=index,
+            message=message,
+            logprobs=self._logprobs(tuple(token for part in parts for token in part.tokens)),
+            finish_reason=parts[-1].finish_reason or "stop",
+        )
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The answer as it comes, chunk by chunk."""
+        for index in range(len(self._answer.requests)):
+            yield self._chunk(ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content="")))
+        async for part in sse.deltas(self._answer):
+            if isinstance(part, bytes):
+                yield part
+                continue
+            if part.text or part.calls or part.tokens:
+                yield self._chunk(
+                    ChatChunkChoice(index=part.index, delta=self._delta(part), logprobs=self._logprobs(part.tokens))
+                )
+            if part.finish_reason:
+                yield self._chunk(
+                    ChatChunkChoice(index=part.index, delta=ChatDelta(), finish_reason=part.finish_reason)
+                )
+        if self._wants_usage:
+            chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[])
+            chunk.usage = self._answer.usage()
+            yield sse.event(chunk)
+        yield sse.DONE
+
+    def _delta(self, part: Delta) -> ChatDelta:
+        delta = ChatDelta()
+        if part.text or not part.calls:
+            delta.content = part.text
+        if part.calls:
+            delta.tool_calls = [
+                ToolCallDelta(
+                    index=self._calls[part.index] + offset,
+                    id=_call_id(),
+                    type="function",
+                    function=FunctionCallDelta(name=call.name, arguments=call.arguments),
+                )
+                for offset, call in enumerate(part.calls)
+            ]
+            self._calls[part.index] += len(part.calls)
+        return delta
+
+    @property
+    def _wants_usage(self) -> bool:
+        return bool(self._asked.stream_options and self._asked.stream_options.include_usage)
+
+    def _chunk(self, choice: ChatChunkChoice) -> bytes:
+        chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[choice])
+        options = self._asked.stream_options
+        if options and options.continuous_usage_stats:
+            chunk.usage = self._answer.usage()
+        elif self._wants_usage:
+            chunk.usage = None
+        return sse.event(chunk)
+
+    def _logprobs(self, tokens: tuple[TokenEvent, ...]) -> ChatLogprobs | None:
+        if not self._asked.logprobs:
+            return None
+        return ChatLogprobs(content=[_token_logprob(token, self._model.tokenizer) for token in tokens])
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _token_logprob(token: TokenEvent, tokenizer: Tokenizer) -> TokenLogprob:
+    text, data = _token_text(token.id, tokenizer)
+    top = []
+    for other, logprob in token.top:
+        other_text, other_data = _token_text(other, tokenizer)
+        top.append(TopLogprob(token=other_text, logprob=logprob, bytes=other_data))
+    return TokenLogprob(token=text, logprob=token.logprob or 0.0, bytes=data, top_logprobs=top)
+
+
+def _token_text(token: int, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    data = tokenizer.token_bytes(token)
+    return data.decode("utf-8", "replace"), list(data)

@@ -1,0 +1,69 @@
+"""Server-sent events, as OpenAI's clients read them."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from jackfield.answer import Answer, Delta, Progress
+from jackfield.errors import JackfieldError
+from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.errors import ErrorEnvelope
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+PROGRESS_SECONDS = 1.0
+"""A long prompt's progress goes out as a comment this often; clients skip comments but see that the server lives."""
+
+
+def event(data: AnswerModel) -> bytes:
+    """One event."""
+    return b"data: " + data.to_json() + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that clients skip."""
+    return f": {text}\n\n".encode()
+
+
+def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceResponse:
+    """A stream of ready-made events, with a comment every ``heartbeat`` seconds of silence or work."""
+    return EventSourceResponse(
+        chunks, ping=heartbeat, ping_message_factory=lambda: ServerSentEvent(comment="heartbeat"), sep="\n"
+    )
+
+
+async def deltas(answer: Answer) -> AsyncIterator[Delta | bytes]:
+    """An answer's deltas, with comments on the prompt's progress between them; the work stops with the iteration.
+
+    When the engine fails before anything was said, the error goes out as an event. Later it cannot be told without
+    harm, since clients repeat the whole request (and tools they have run already), so the answer ends as cut off.
+    """
+    begun: set[int] = set()
+    ended: set[int] = set()
+    last = time.monotonic()
+    try:
+        async for part in answer:
+            if isinstance(part, Delta):
+                begun.add(part.index)
+                ended |= {part.index} if part.finish_reason else set()
+                yield part
+            elif time.monotonic() - last > PROGRESS_SECONDS:
+                last = time.monotonic()
+                yield _progress(part)
+    except JackfieldError as error:
+        if not begun:
+            yield event(ErrorEnvelope.model_validate(error.envelope()))
+            return
+        logger.warning("A stream ends early: %s", error.message)
+        for index in range(len(answer.requests)):
+            if index not in ended:
+                yield Delta(index, finish_reason="length")
+    finally:
+        answer.cancel()
+
+
+def _progress(progress: Progress) -> bytes:
+    return comment(f"prompt {progress.done}/{progress.total}")

@@ -1,0 +1,24 @@
+"""``GET /health`` and ``GET /ready``."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jackfield.errors import UnavailableError
+from jackfield.protocol.status import Health, Ready
+
+
+async def health(request: Request) -> Response:
+    """The process is alive."""
+    return Response(Health().to_json(), media_type="application/json")
+
+
+async def ready(request: Request) -> Response:
+    """A token can be generated.
+
+    Raises:
+        UnavailableError: not at the moment.
+    """
+    models = list(request.app.state.registry)
+    if not all(model.engine.ready for model in models):
+        raise UnavailableError("The engine is not running.", suggestions=("Look at the server's log.",))
+    return Response(Ready(models=[model.id for model in models]).to_json(), media_type="application/json")

@@ -1,0 +1,60 @@
+"""``jackfield serve``."""
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jackfield import settings as configuration
+from jackfield.errors import ConfigurationError
+from jackfield.models.device import load_blas
+from jackfield.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  jackfield serve                                    the small model that comes along
+  jackfield serve --model mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
+  jackfield serve --model ./model.gguf --port 9000
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--model", help="starter, a folder, a .gguf file or a Hugging Face name.  [default: starter]")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8080]")
+@click.option("--dtype", help="On a CPU: auto, float32 or keep.  [default: auto]")
+@click.option("--context-length", type=int, help="Fewer tokens than the model could take.")
+@click.option("--max-batch", type=int, help="Requests answered at the same time.  [default: 32]")
+@click.option("--log-level", help="debug, info, warning or error.  [default: info]")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with settings.")
+def serve(config: Path | None, **flags: Any) -> None:
+    """Serve a model to OpenAI clients.
+
+    Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file.
+    """
+    settings = configuration.load(flags, config)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    # Before anything imports MLX.
+    load_blas()
+    from jackfield.cli.server import run  # noqa: PLC0415
+
+    asyncio.run(run(settings, _listen(settings)))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Claim the port before the model is loaded, so that a port in use is told at once; it opens when all is ready."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
+            suggestions=("Choose another port with --port.", "Stop the program that uses this one."),
+        ) from error
+    return listener

@@ -1,0 +1,174 @@
+"""Models on the Hugging Face Hub, in the cache that all its tools share."""
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import tqdm
+
+from jackfield.errors import ModelLoadError
+from jackfield.models.folder import check_folder
+from jackfield.models.progress import Progress, Task
+from jackfield.models.store import disk_error
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+
+# Data only: no Python files and no pickles. Weights in sub-folders are other versions of the model.
+WANTED = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
+UNWANTED = ("*/*",)
+
+
+class Hub:
+    """The source of names like ``org/name`` and ``org/name@revision``."""
+
+    def matches(self, name: str) -> bool:
+        """By the form of the name."""
+        return NAME.fullmatch(name) is not None and ".." not in name
+
+    def fetch(self, name: str, cache: Path, progress: Progress) -> Path:
+        """The snapshot's folder; only what is not in Hugging Face's cache is downloaded, and nothing if offline."""
+        repository, _, revision = name.partition("@")
+        with _explained(repository, revision):
+            # First what is small, to refuse before many gigabytes what cannot be served.
+            folder = _download(repository, revision, ("config.json",), None)
+            check_folder(folder, weights=False)
+            with progress.task(f"Downloading {name}") as task:
+                folder = _download(repository, revision, WANTED, task)
+        check_folder(folder)
+        return folder
+
+
+def _download(repository: str, revision: str, patterns: tuple[str, ...], task: Task | None) -> Path:
+    return Path(
+        snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(UNWANTED),
+            tqdm_class=_bars(task),
+        )
+    )
+
+
+def _bars(task: Task | None) -> type[tqdm]:
+    """A class of invisible bars that tell ``task`` what the download is about to show.
+
+    Some versions show a bar of bytes received and one of bytes written, others one bar: the farthest counts.
+    """
+    lock = threading.Lock()
+    known = {"done": 0, "total": 0}
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*arguments, **options | {"disable": True})  # type: ignore[no-untyped-call]
+            self.counts_bytes = options.get("unit") == "B"
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                self.n += n or 0
+                if task is not None and self.counts_bytes:
+                    _tell(task, known, int(self.n), int(self.total or 0))
+
+    return Bar
+
+
+def _tell(task: Task, known: dict[str, int], done: int, total: int) -> None:
+    if total > known["total"]:
+        known["total"] = total
+        task.expect(total)
+    if done > known["done"]:
+        task.advance(done - known["done"])
+        known["done"] = done
+
+
+@contextmanager
+def _explained(repository: str, revision: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into errors that say what to do."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        logger.debug("the Hub's client failed", exc_info=True)
+        raise _translated(repository, revision, error) from error
+
+
+def _translated(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    if isinstance(error, OSError) and (refusal := disk_error(error, "of the Hugging Face Hub", "HF_HOME")):
+        return refusal
+    explain = next((explain for kind, explain in EXPLANATIONS if isinstance(error, kind)), _failed)
+    return explain(repository, revision, error)
+
+
+def _gated(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"{repository} is gated: its owners ask you to accept their terms first.",
+        suggestions=(
+            f"Accept them on its page, https://huggingface.co/{repository}",
+            "Then log in with: hf auth login (or set HF_TOKEN).",
+        ),
+    )
+
+
+def _no_revision(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"{repository} on the Hugging Face Hub has no revision {revision or 'main'!r}.",
+        suggestions=("Name a branch, tag or commit that its page lists.",),
+    )
+
+
+def _no_repository(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"There is no {repository} on the Hugging Face Hub, and no such folder here.",
+        suggestions=("Check the spelling.", "If it is private, log in with: hf auth login (or set HF_TOKEN)."),
+    )
+
+
+def _offline(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"The Hugging Face Hub cannot be reached, and {repository} is not (or not wholly) in the cache.",
+        suggestions=(
+            "Check the network, HTTPS_PROXY and HF_HUB_OFFLINE; a mirror is named with HF_ENDPOINT.",
+            "Serve a folder or a .gguf file on this machine, or the model that comes with the package index: starter",
+        ),
+    )
+
+
+def _bad_name(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"{repository!r} is not a name on the Hub: {error}", suggestions=("Check the spelling.",))
+
+
+def _failed(repository: str, revision: str, error: Exception) -> ModelLoadError:
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
+        return _no_repository(repository, revision, error)
+    return ModelLoadError(
+        f"The download of {repository} failed: {type(error).__name__}: {error}",
+        suggestions=("Try again: what was downloaded wholly is kept.", "Check the network."),
+    )
+
+
+EXPLANATIONS: tuple[tuple[type[Exception], Callable[[str, str, Exception], ModelLoadError]], ...] = (
+    (GatedRepoError, _gated),
+    (RevisionNotFoundError, _no_revision),
+    (RepositoryNotFoundError, _no_repository),
+    (LocalEntryNotFoundError, _offline),
+    (HFValidationError, _bad_name),
+)
+"""By kind of error, sub-classes first."""

@@ -1,0 +1,52 @@
+"""The models that are served, by name."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jackfield.engine.grammar import GrammarCompiler
+from jackfield.engine.thread import Engine
+from jackfield.errors import ModelNotFoundError
+from jackfield.models.tokenizer import Tokenizer
+
+
+@dataclass
+class ServedModel:
+    """A model that answers requests."""
+
+    id: str
+    tokenizer: Tokenizer
+    engine: Engine
+    context_length: int
+    vocabulary: int
+    defaults: Mapping[str, Any]
+    """What the model's authors advise in ``generation_config.json``."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what constrains this model's answers."""
+        return GrammarCompiler(self.tokenizer.source, self.vocabulary, sorted(self.tokenizer.end_tokens))
+
+
+class Registry:
+    """All served models."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        self._models = {model.id: model for model in models}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def get(self, model_id: str) -> ServedModel:
+        """The model of that name.
+
+        Raises:
+            ModelNotFoundError: there is none; those that are served go on undisturbed.
+        """
+        try:
+            return self._models[model_id]
+        except KeyError:
+            raise ModelNotFoundError(model_id, tuple(self._models)) from None

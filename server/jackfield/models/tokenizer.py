@@ -1,0 +1,127 @@
+"""The tokenizer of a model: text to token ids and back, and its chat template."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from llguidance import LLTokenizer
+from tokenizers.decoders import DecodeStream
+from transformers import AutoTokenizer
+
+from jackfield.errors import InvalidRequestError, ModelLoadError
+
+Message = dict[str, Any]
+"""One message as chat templates expect it: ``role``, ``content`` and perhaps ``tool_calls``."""
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer from a model folder; its methods may be called from any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            # Never runs code from the folder: trust_remote_code is off by default.
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._backend = self._tokenizer.backend_tokenizer
+        except Exception as error:
+            raise ModelLoadError(
+                f"The tokenizer in {folder} cannot be loaded: {error}",
+                suggestions=("Check that tokenizer.json and tokenizer_config.json are there and whole.",),
+            ) from error
+        self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
+        self.template: str = self._tokenizer.get_chat_template() if self._tokenizer.chat_template else ""
+
+    @cached_property
+    def source(self) -> str:
+        """The tokenizer as the contents of a ``tokenizer.json``."""
+        return str(self._backend.to_str())
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids; ``special`` adds what the model expects around a text, such as a begin-of-sequence token."""
+        return list(self._backend.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of ``tokens``, with or without special tokens."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=not special))
+
+    def special_token(self, text: str) -> int | None:
+        """The id of a special token written as ``text``; such tokens leave no trace in decoded text."""
+        token = self._backend.token_to_id(text)
+        added = self._backend.get_added_tokens_decoder()
+        return token if token in added and added[token].special else None
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; perhaps only a part of a character."""
+        if token in self._special:
+            return self._special[token].encode()
+        return self._bytes.decode_bytes([token])
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        return {token: added.content for token, added in self._backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _bytes(self) -> LLTokenizer:
+        return LLTokenizer(self.source)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None, options: Mapping[str, Any]) -> str:
+        """The prompt that the model's chat template makes of a conversation.
+
+        Raises:
+            InvalidRequestError: the model has no template, or it refuses this conversation.
+        """
+        if not self.template:
+            raise InvalidRequestError(
+                "This model has no chat template, so it cannot hold a conversation.",
+                param="messages",
+                suggestions=("Use /v1/completions.", "Serve an instruction-tuned model."),
+            )
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages), tools=tools or None, tokenize=False, add_generation_prompt=True, **options
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InvalidRequestError(
+                f"The model's chat template refuses this conversation: {error}",
+                param="messages",
+                suggestions=("Check the order of roles.", "Check chat_template_kwargs."),
+            ) from error
+
+    def decoder(self) -> "TextDecoder":
+        """A decoder for one answer."""
+        return TextDecoder(self._backend)
+
+
+class TextDecoder:
+    """Turns the tokens of one answer into text as they come; a character is given once all of its bytes are there."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._length = 0
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes."""
+        self._tokens.append(token)
+        text = self._stream.step(self._backend, token) or ""
+        self._length += len(text)
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: bytes that never became a character, as U+FFFD."""
+        return str(self._backend.decode(self._tokens, skip_special_tokens=True))[self._length :]
+
+
+def _end_tokens(folder: Path, own: int | None) -> frozenset[int]:
+    """All tokens that end an answer: models name them in up to three places."""
+    ids = set() if own is None else {own}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        listed = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
+        ids.update([listed] if isinstance(listed, int) else listed or [])
+    return frozenset(ids)

@@ -1,0 +1,79 @@
+"""A real server in a process of its own, as users run it."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 120
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    url: str
+    model: str
+    log: list[str]
+
+    @property
+    def api(self) -> str:
+        """What clients call base URL."""
+        return f"{self.url}/v1"
+
+
+@contextmanager
+def serve(model: Path | str, *flags: str, **environment: str) -> Iterator[Server]:
+    """Run ``jackfield serve`` on a free port until the context ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", **environment},
+    )
+    log: list[str] = []
+    try:
+        yield _wait_until_serving(process, log)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End the server as ``systemctl stop`` would."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    finally:
+        if process.stderr:
+            process.stderr.close()
+
+
+def _wait_until_serving(process: subprocess.Popen[str], log: list[str]) -> Server:
+    assert process.stderr is not None
+    watchdog = threading.Timer(START_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(r"Serving (\S+) on (http://\S+)/v1", line):
+                threading.Thread(target=_follow, args=(process, log), daemon=True).start()
+                return Server(process, found[2], found[1], log)
+    finally:
+        watchdog.cancel()
+    raise AssertionError("the server did not start:\n" + "".join(log))
+
+
+def _follow(process: subprocess.Popen[str], log: list[str]) -> None:
+    with contextlib.suppress(ValueError):  # closed while reading, at the end
+        log.extend(process.stderr or ())
