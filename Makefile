@@ -1,0 +1,128 @@
+# Jackfield. `make` alone lists what can be made.
+#
+#   make serve ARGS="--model ~/models/Qwen2.5-Coder-32B-Instruct-4bit --port 9000"
+#   make serve MLX=cpu                       the plain CPU build, whatever this machine has
+#   make serve PYTHON=/path/to/python3.12    this Python rather than the first that fits
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# --- Which MLX: metal, cuda13, cuda12, mkl (a CPU with a fast BLAS) or cpu ------------------------------------------
+
+best_Darwin_arm64  := metal
+best_Linux_x86_64  := mkl
+best_Linux_aarch64 := cpu
+best_Linux_arm64   := cpu
+
+MACHINE := $(shell echo "$$(uname -s)_$$(uname -m)")
+# CUDA 13 wants driver 580 or newer, CUDA 12 wants 550.
+CUDA := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | \
+          awk 'NR == 1 && $$1+0 >= 550 { print ($$1+0 >= 580 ? "cuda13" : "cuda12") }')
+MLX  ?= $(if $(best_$(MACHINE)),$(or $(CUDA),$(best_$(MACHINE))))
+
+told_metal  := MLX for Apple silicon (0.6 GB on disk, once)
+told_cuda13 := MLX for CUDA 13 (3.3 GB on disk, once)
+told_cuda12 := MLX for CUDA 12 (3.3 GB on disk, once)
+told_mkl    := MLX for the CPU and MKL, a fast BLAS (1.3 GB on disk, once)
+told_cpu    := MLX for the CPU (0.4 GB on disk, once)
+TOLD := $(told_$(MLX))
+
+define check-mlx
+	$(if $(MLX),,$(error MLX runs on Apple silicon and on x86-64 or aarch64 Linux, and this is $(shell uname -sm)))
+	$(if $(TOLD),,$(error MLX=$(MLX) is none of metal, cuda13, cuda12, mkl, cpu))
+endef
+
+# --- Which Python: the path of the first that fits, or "!" and what is wrong with the first that was found -------------
+
+define check-python
+import sys, platform; \
+sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and this is " + sys.version.split()[0]); \
+from importlib.util import find_spec; \
+find_spec("ensurepip") and find_spec("venv") or sys.exit("it has no venv (Debian and Ubuntu: apt install python3-venv)"); \
+libc = platform.libc_ver() if sys.platform == "linux" else ("glibc", "9.9"); \
+libc[0] == "glibc" and tuple(map(int, libc[1].split("."))) >= (2, 35) \
+or sys.exit("MLX needs glibc 2.35 or newer, and this is " + (" ".join(libc).strip() or "another libc"))
+endef
+
+define find-python
+for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11); do \
+  command -v "$$python" >/dev/null 2>&1 || continue; \
+  wrong=$$("$$python" -c '$(check-python)' 2>&1) && { echo "$$python"; exit; }; \
+  told=$${told:-"$$python will not do: $$(echo "$$wrong" | head -n 1)"}; \
+done; \
+echo "!$${told:-Python 3.11 or newer is needed, and there is no $(or $(PYTHON),python3) here} (PYTHON=... names another)"
+endef
+
+# --- Installing: done again only when a pyproject.toml, or the choice of MLX, has changed ------------------------------
+
+PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml)
+PLUGINS  := $(patsubst %/pyproject.toml,-e ./%,$(filter plugins/%,$(PROJECTS)))
+RUNTIME  := $(VENV)/.runtime-$(MLX)
+TOOLS    := $(VENV)/.tools-$(MLX)
+
+comma  := ,
+space  := $(subst ,, )
+extras  = $(if $(strip $(1)),[$(subst $(space),$(comma),$(strip $(1)))])
+
+# $(call install,EXTRA ...): Jackfield and its plugins, editable, in one go so that they find each other.
+define install
+	$(check-mlx)
+	@echo "Installing Jackfield with $(TOLD) ..."
+	@$(PIP) install -e '.$(call extras,$(1) $(filter mkl,$(MLX)))' $(PLUGINS)
+	$(if $(filter cuda%,$(MLX)),$(use-cuda))
+	@rm -f $(VENV)/.runtime-* $(VENV)/.tools-*
+	@touch $(RUNTIME)
+endef
+
+# mlx-cpu, which the package asks for on Linux, and mlx-cuda-NN own the same libmlx.so: take out whatever put one there,
+# then install the one that is meant, whole.
+define use-cuda
+	@$(PIP) -qq uninstall -y mlx-cpu mlx-cuda-12 mlx-cuda-13
+	@$(PIP) install "mlx-$(MLX:cuda%=cuda-%)==$$($(BIN)/python -c 'from importlib.metadata import version as v; print(v("mlx"))')"
+endef
+
+$(BIN)/python:
+	$(check-mlx)
+	$(eval python := $(shell $(find-python)))
+	$(if $(filter !%,$(python)),$(error $(python:!%=%)))
+	@echo "Making $(VENV) with $(python) ..."
+	@"$(python)" -m venv --clear $(VENV)
+
+$(RUNTIME): $(PROJECTS) | $(BIN)/python
+	$(call install)
+
+$(TOOLS): $(PROJECTS) | $(BIN)/python
+	$(call install,test lint)
+	@touch $@
+
+# --- What can be made -----------------------------------------------------------------------------------------------
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help serve test lint bench clean
+
+help:  ## list what can be made
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+serve: $(RUNTIME)  ## install Jackfield here, then start it (ARGS="..." goes to `jackfield serve`)
+	@exec $(BIN)/jackfield serve $(ARGS)
+
+test: $(TOOLS)  ## run the tests and report their coverage (ARGS="..." goes to pytest, and lifts the coverage limit)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
+
+lint: $(TOOLS)  ## check style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(RUNTIME)  ## measure Jackfield beside mlx_lm.server (ARGS="--quick" for a first look)
+	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
+
+clean:  ## remove .venv and everything else that was made here
+	@rm -rf $(VENV) .build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,257 @@
+"""The benchmark's arithmetic, on a server whose every answer and every tick of the clock is known."""
+
+import asyncio
+import io
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from rich.console import Console
+
+from client import Reply, RequestFailedError, Target, chat, get
+from compare import arguments, turns
+from display import comparison, number, table
+from peers import Peer, PeerError, Running, parse, running
+from results import Results, Summary
+from scenarios import Prompts, Sample, Scenario, catalogue, measured, throughput, warm_up
+
+COMPARE = Path(__file__).parent.parent / "benchmarks" / "compare.py"
+USAGE = {"prompt_tokens": 200, "completion_tokens": 4}
+T = TypeVar("T")
+ANSWER = ["", "one", " two", " three", " four"]
+
+
+def chunk(text: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+def event_stream(texts: Iterable[str] = ANSWER, usage: dict[str, int] | None = USAGE) -> bytes:
+    documents = [chunk(text) for text in texts] + ([{"choices": [], "usage": usage}] if usage else [])
+    data = "".join(f"data: {json.dumps(document)}\n\n" for document in documents)
+    return f": keep-alive\n\n{data}data: [DONE]\n\n".encode()
+
+
+def in_chunks(body: bytes, size: int = 7) -> bytes:
+    """HTTP's chunked encoding, cut where no event ends."""
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def with_fake_server(answer: bytes, use: Callable[[Target], Awaitable[T]], ticks: Iterable[float] | None = None) -> T:
+    """Run something against a server that gives one answer, with a clock that shows one time after another."""
+    clock = iter(ticks or itertools.count())
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length"))
+        await reader.readexactly(length)
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async def run() -> T:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return await use(Target("127.0.0.1", port, "m", timeout=5, clock=lambda: next(clock)))
+
+    return asyncio.run(run())
+
+
+PLAIN = b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event_stream()
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + in_chunks(event_stream())
+
+
+@pytest.mark.parametrize("answer", [PLAIN, CHUNKED], ids=["until it closes", "chunked"])
+def test_times_and_counts_of_one_answer(answer: bytes) -> None:
+    # Sent at 10; four pieces of text at 12, 12.5, 13 and 13.5 (the empty first one does not count); ended at 14.
+    reply = with_fake_server(answer, lambda target: chat(target, "hi", 4), ticks=[10, 12, 12.5, 13, 13.5, 14])
+    assert reply == Reply(sent=10, first=12, last=13.5, done=14, prompt_tokens=200, completion_tokens=4)
+    assert reply.time_to_first_token == 2
+    assert reply.decode_rate == 2  # three tokens after the first, in 1.5 s
+
+
+def test_counts_come_from_usage_not_from_chunks() -> None:
+    answer = b"HTTP/1.1 200 OK\r\n\r\n" + event_stream(["several tokens ", "in a chunk"], USAGE)
+    reply = with_fake_server(answer, lambda target: chat(target, "hi", 4), ticks=[0, 1, 2, 2])
+    assert reply.completion_tokens == 4
+    assert reply.decode_rate == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nlater", "HTTP/1.1 503 Busy: late"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + event_stream(usage=None), "no token counts"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + event_stream([]), "no text"),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "broken"}}\n\n', "broke off"),
+    ],
+)
+def test_an_answer_that_cannot_be_measured_is_an_error(answer: bytes, told: str) -> None:
+    with pytest.raises(RequestFailedError, match=told):
+        with_fake_server(answer, lambda target: chat(target, "hi", 4))
+
+
+def test_one_token_has_no_decode_rate() -> None:
+    with pytest.raises(RequestFailedError, match="too short"):
+        _ = Reply(0, 1, 1, 1, 10, 1).decode_rate
+
+
+def test_throughput_counts_all_tokens_from_the_first_request_to_the_last_end() -> None:
+    replies = [Reply(0.0, 1.0, 2.0, 2.0, 200, 30), Reply(0.5, 3.0, 4.0, 4.0, 200, 50)]
+    sample = throughput(replies)
+    assert sample.value == 20  # 80 tokens in 4 s
+    assert sample.details["seconds"] == 4
+    assert sample.details["prompt_tokens"] == 400
+    assert sample.details["worst_first_token"] == 2.5
+
+
+def test_scenarios_ask_for_what_they_measure() -> None:
+    scenarios = catalogue(4)
+    assert list(scenarios) == ["ttft_200", "ttft_700", "decode", "throughput_1", "throughput_8", "throughput_16"]
+
+    def value(name: str) -> float:
+        async def run(target: Target) -> Sample:
+            return await scenarios[name].run(target, Prompts("a"))
+
+        return with_fake_server(CHUNKED, run, [0, 2, 3, 4, 5, 6]).value
+
+    assert value("ttft_200") == 2
+    assert value("decode") == 1
+    assert value("throughput_1") == 4 / 6
+
+
+def test_a_failing_client_fails_the_measurement() -> None:
+    answer = b"HTTP/1.1 500 Oops\r\n\r\n"
+    with pytest.raises(RequestFailedError, match="500"):
+        with_fake_server(answer, lambda target: catalogue(4)["throughput_8"].run(target, Prompts("a")))
+
+
+def test_what_the_client_and_waiting_servers_use_is_noted() -> None:
+    async def use(target: Target) -> Sample:
+        waiting = Running(Peer("waiting"), target)
+        waiting.cpu_seconds = iter([1.0, 3.5]).__next__  # type: ignore[method-assign]
+        return await measured(catalogue(4)["decode"], Running(Peer("fake"), target), [waiting], Prompts("a"))
+
+    details = with_fake_server(CHUNKED, use, [0, 2, 3, 4, 5, 6]).details
+    assert details["waiting_cpu_s"] == 2.5
+    assert details["client_cpu_s"] > 0
+    assert details["wall_s"] > 0
+
+
+def test_prompts_differ_from_their_beginning_and_repeat_exactly() -> None:
+    prompts = [Prompts(f"run {repeat}").of(200, client) for repeat in range(3) for client in range(16)]
+    assert len({prompt[:40] for prompt in prompts}) == len(prompts)
+    assert Prompts("run 0").of(200, 3) == prompts[3]
+
+
+def test_the_template_is_part_of_a_prompts_length() -> None:
+    overhead = with_fake_server(CHUNKED, warm_up)
+    assert overhead == 150  # the server counted 200 tokens where 50 words were sent
+    assert len(Prompts("a", overhead).of(200).split()) == len(Prompts("a").of(50).split())
+
+
+def results_of(values: dict[str, list[float]], better: str) -> tuple[Results, Scenario]:
+    scenario = catalogue(4)["decode" if better == "higher" else "ttft_200"]
+    results = Results([scenario], list(values))
+    for server, numbers in values.items():
+        for value in numbers:
+            results.add(scenario, server, Sample(value))
+    return results, scenario
+
+
+def test_ratios_are_of_medians_and_above_one_when_the_first_is_better() -> None:
+    results, rate = results_of({"ours": [30, 10, 20], "theirs": [5, 4, 90]}, better="higher")
+    assert results.summary(rate, "ours") == Summary(20, 10, 30)
+    assert results.ratio(rate, "theirs") == 4
+    results, seconds = results_of({"ours": [2.0], "theirs": [3.0]}, better="lower")
+    assert results.ratio(seconds, "theirs") == 1.5
+    assert results.ratio(seconds, "nobody") is None
+
+
+def test_results_are_shown_and_written_with_what_failed() -> None:
+    results, rate = results_of({"ours": [30, 10, 20], "theirs": [40.0]}, better="higher")
+    results.add(rate, "theirs", "it broke")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table(results))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "20.0 tok/s (10.0–30.0)" in shown
+    assert "failed" in shown
+    assert "2.00× slower" in shown
+    (written,) = json.loads(json.dumps(results.as_json()))
+    assert written["ratios"] == {"theirs": 0.5}
+    assert [sample["value"] for sample in written["servers"]["ours"]["samples"]] == [30, 10, 20]
+    assert written["servers"]["theirs"]["failures"] == ["it broke"]
+
+
+def test_numbers_read_well() -> None:
+    assert [number(n) for n in (0.1234, 5.678, 43.21, 1234.5)] == ["0.12", "5.68", "43.2", "1234"]
+    assert [comparison(ratio) for ratio in (None, 17.31, 0.5)] == ["", "17.3× faster", "2.00× slower"]
+
+
+def test_servers_take_turns_and_another_one_begins_each_repeat() -> None:
+    servers = [Running(Peer(name), Target("", 0)) for name in "ab"]
+    order = [(repeat, scenario.name, s.name) for repeat, scenario, s in turns([catalogue(4)["decode"]], servers, 2)]
+    assert order == [(0, "decode", "a"), (0, "decode", "b"), (1, "decode", "b"), (1, "decode", "a")]
+
+
+SERVER = """
+import http.server, socketserver, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "served"}]}')
+socketserver.TCPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_peer_is_started_asked_for_its_model_and_stopped() -> None:
+    peer = Peer("small", (sys.executable, "-c", SERVER, "{port}"), model="")
+
+    async def run() -> Running:
+        async with running(peer, Path("model"), 5) as server:
+            assert json.loads(await get(server.target, "/health"))
+            assert server.ended == ""
+            assert server.cpu_seconds() > 0 or sys.platform != "linux"
+            return server
+
+    server = asyncio.run(run())
+    assert server.target.model == "served"
+    assert server.ended == " (the server ended with status -15)"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ((sys.executable, "-c", "raise SystemExit('no such model')"), "ended at once, with status 1\n.*no such model"),
+        (("no-such-program",), "could not be started"),
+    ],
+)
+def test_a_peer_that_does_not_start_says_why(command: tuple[str, ...], told: str) -> None:
+    async def run() -> None:
+        async with running(Peer("broken", command), Path("model"), 5):
+            raise AssertionError("it cannot run")
+
+    with pytest.raises(PeerError, match=told):
+        asyncio.run(run())
+
+
+def test_servers_and_scenarios_are_named_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    options = arguments().parse_args(["--servers", "jackfield,other=http://127.0.0.1:81"])
+    assert [peer.name for peer in options.servers] == ["jackfield", "other"]
+    assert parse("mlx_lm").model == "default_model"
+    for wrong in (["--servers", "nonsense"], ["--scenarios", "decode,nonsense"]):
+        with pytest.raises(SystemExit):
+            arguments().parse_args(wrong)
+        assert "'nonsense'" in capsys.readouterr().err
+
+
+def test_help_has_examples() -> None:
+    done = subprocess.run([sys.executable, COMPARE, "--help"], capture_output=True, text=True, check=True)
+    assert "python benchmarks/compare.py --quick" in done.stdout
+    assert done.stderr == ""
