@@ -81,7 +81,7 @@ def test_draws_are_uniform_and_differ_by_seed_and_position():
     assert len(set(draws)) == len(draws)
     histogram, _ = np.histogram(draws, bins=20, range=(0, 1))
     assert np.all(np.abs(histogram - 500) < 5 * math.sqrt(500))
-    assert 0 <= min(draws)
+    assert min(draws) >= 0
     assert max(draws) < 1
 
 

@@ -142,7 +142,7 @@ class Answer:
             if isinstance(last, PrefillEvent):
                 yield Progress(last.done, last.total)
             delta = choice.take(events)
-            if choice.finish_reason is not None:
+            if delta.finish_reason is not None:
                 self.model.engine.cancel(choice.request.id)
             if delta:
                 yield delta

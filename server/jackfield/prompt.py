@@ -72,12 +72,9 @@ def _message(message: WireMessage) -> Message:
 def _text(content: str | Sequence[Any] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    parts = (part.text if isinstance(part, TextPart) else part.refusal for part in content if _is_text(part))
-    return "\n".join(parts)
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, TextPart | RefusalPart)
+    texts = (part.text for part in content if isinstance(part, TextPart))
+    refusals = (part.refusal for part in content if isinstance(part, RefusalPart))
+    return "\n".join([*texts, *refusals])
 
 
 def _call(call: ToolCallInHistory) -> dict[str, Any]:

@@ -7,6 +7,7 @@ computed once for nothing, which is cheaper than making the model wait for the h
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from typing import cast
 
 import mlx.core as mx
 
@@ -95,7 +96,7 @@ class DecodeBatch:
 
     def read(self) -> list[Step]:
         """The tokens that the model is running on, as far as they were generated."""
-        tokens: list[int] = self._tokens.tolist()
+        tokens = cast(list[int], self._tokens.tolist())
         scored = self._read_scores(tokens)
         generated = [token if sampled else None for token, sampled in zip(tokens, self._sampled, strict=True)]
         self._adjustments.follow(generated)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from jackfield.errors import InvalidRequestError
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 GrammarKind = Literal["json_schema", "regex", "lark"]
 
 
 def _json_schema(source: str) -> str:
     # One way of spacing, as json.dumps does it: given the choice, small models write blanks for ever.
-    spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    spacing: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return LLMatcher.grammar_from_json_schema(source, defaults=spacing)
 
 

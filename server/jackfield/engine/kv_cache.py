@@ -104,7 +104,7 @@ class RowKVCache:
     def extend(self, other: KVCache) -> None:
         """Take over the one row of ``other`` as the last row; call before ``Rows.append``."""
         row, length = len(self.rows.lengths), other.offset
-        if length == 0:
+        if other.keys is None or other.values is None:
             return
         self.keys = _reserve(self.keys, other.keys, row + 1, max(length, self.rows.longest))
         self.values = _reserve(self.values, other.values, row + 1, max(length, self.rows.longest))

@@ -1,7 +1,7 @@
 """Log probabilities of tokens, for those requests that ask for them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -37,7 +37,9 @@ def logprobs(logits: mx.array, tokens: mx.array, top: int) -> Logprobs:
 
 def token_events(tokens: Sequence[int], scores: Logprobs) -> list[TokenEvent]:
     """One event a row; waits for the arrays."""
-    chosen, ids, top = scores.chosen.tolist(), scores.top_ids.tolist(), scores.top.tolist()
+    chosen = cast(list[float], scores.chosen.tolist())
+    ids = cast(list[list[int]], scores.top_ids.tolist())
+    top = cast(list[list[float]], scores.top.tolist())
     return [
         TokenEvent(token, chosen[row], tuple(zip(ids[row], top[row], strict=True))) for row, token in enumerate(tokens)
     ]

@@ -99,9 +99,9 @@ class PrefixCache:
 
 def _copy(number: int, caches: Sequence[KVCache], start: int) -> Block:
     end = start + BLOCK_TOKENS
-    keys = mx.stack([cache.keys[0, :, start:end] for cache in caches])
-    values = mx.stack([cache.values[0, :, start:end] for cache in caches])
-    return Block(number, keys, values)
+    keys = [cache.keys[0, :, start:end] for cache in caches if cache.keys is not None]
+    values = [cache.values[0, :, start:end] for cache in caches if cache.values is not None]
+    return Block(number, mx.stack(keys), mx.stack(values))
 
 
 def restore(blocks: Sequence[Block], caches: Sequence[KVCache]) -> None:

@@ -46,19 +46,19 @@ class Runner:
     def prefill(self, caches: list[Cache], tokens: Sequence[int]) -> None:
         """Add ``tokens`` to ``caches``; returns when that has happened."""
         # Only the caches are evaluated, so the output head is never computed for the prompt.
-        self.model(mx.array([tokens]), cache=caches)
+        self.model(mx.array([list(tokens)]), cache=caches)
         mx.eval([cache.state for cache in caches])
 
     def score(self, caches: list[Cache], tokens: Sequence[int], following: Sequence[int], top: int) -> list[TokenEvent]:
         """Like :meth:`prefill`, and tells how likely each token of ``following`` was after the one in ``tokens``."""
-        logits = self.model(mx.array([tokens]), cache=caches)[0]
-        scores = logprobs(logits, mx.array(following), top)
+        logits = self.model(mx.array([list(tokens)]), cache=caches)[0]
+        scores = logprobs(logits, mx.array(list(following)), top)
         mx.eval([cache.state for cache in caches], scores)
         return token_events(following, scores)
 
     def decode(self, tokens: mx.array, caches: "CacheBatch") -> mx.array:
         """Logits [rows, vocabulary] after one more token a row; starts the work and does not wait for it."""
-        logits = self.model(tokens[:, None], cache=caches.layers)[:, -1]
+        logits: mx.array = self.model(tokens[:, None], cache=caches.layers)[:, -1]
         caches.rows.advance(1)
         mx.async_eval(logits)
         return logits

@@ -112,7 +112,7 @@ class Engine:
     def _run(self) -> None:
         try:
             scheduler = self._load()
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the event loop waits for it
+        except BaseException as error:
             self.state = "failed"
             self._call(self._loaded.set_exception, error)
             return

@@ -48,9 +48,9 @@ class Tokenizer:
 
     def special_token(self, text: str) -> int | None:
         """The id of a special token written as ``text``; such tokens leave no trace in decoded text."""
-        token = self._backend.token_to_id(text)
+        token: int | None = self._backend.token_to_id(text)
         added = self._backend.get_added_tokens_decoder()
-        return token if token in added and added[token].special else None
+        return token if token is not None and token in added and added[token].special else None
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; perhaps only a part of a character."""
@@ -66,7 +66,7 @@ class Tokenizer:
     def _bytes(self) -> LLTokenizer:
         return LLTokenizer(self.source)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None, options: Mapping[str, Any]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], options: Mapping[str, Any]) -> str:
         """The prompt that the model's chat template makes of a conversation.
 
         Raises:
@@ -81,7 +81,7 @@ class Tokenizer:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), tools=tools or None, tokenize=False, add_generation_prompt=True, **options
+                    list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **options
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
