@@ -145,7 +145,7 @@ async def start_of_answer(reader: asyncio.StreamReader) -> tuple[asyncio.StreamR
 async def body_pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
     """The body as it arrives, whether chunked or up to the end of the connection."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
-        while size := int((await reader.readline()).split(b";")[0], 16):
+        while size := await chunk_size(reader):
             yield await reader.readexactly(size)
             await reader.readline()
     elif "content-length" in headers:
@@ -153,6 +153,14 @@ async def body_pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) 
     else:
         while piece := await reader.read(65536):
             yield piece
+
+
+async def chunk_size(reader: asyncio.StreamReader) -> int:
+    """The length that stands before each chunk; 0 before the end."""
+    line = await reader.readline()
+    if not line:
+        raise RequestFailedError("the connection broke off")
+    return int(line.split(b";")[0], 16)
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:

@@ -88,7 +88,8 @@ def test_counts_come_from_usage_not_from_chunks() -> None:
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nlater", "HTTP/1.1 503 Busy: late"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + event_stream(usage=None), "no token counts"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + event_stream([]), "no text"),
-        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "broken"}}\n\n', "broke off"),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "broken"}}\n\n', "server broke off"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n: keep-\r\n", "connection broke off"),
     ],
 )
 def test_an_answer_that_cannot_be_measured_is_an_error(answer: bytes, told: str) -> None:

@@ -52,7 +52,7 @@ def _parameters(model):
 
 
 def scheduler(runner: Runner, *, cache_bytes: int = 1 << 30, slice_tokens: int = 2048, max_batch: int = 8) -> Scheduler:
-    pace = PrefillPace(smallest=slice_tokens, largest=slice_tokens, slice=slice_tokens)
+    pace = PrefillPace(smallest=slice_tokens, largest=slice_tokens)
     return Scheduler(runner, PrefixCache(cache_bytes), max_batch, pace)
 
 
@@ -240,3 +240,14 @@ def hybrid_reference(model, prompt: list[int], count: int) -> list[int]:
         answer.append(int(mx.argmax(logits[0, -1]).item()))
         logits = model(mx.array([[answer[-1]]]), cache=caches)
     return answer
+
+
+def test_slices_follow_the_measured_rate_and_are_shorter_in_company():
+    pace = PrefillPace(alone=1.0, in_company=0.25, smallest=32, largest=2048, rate=1000)
+    assert (pace.slice(0), pace.slice(3)) == (512, 128)
+    for _ in range(20):
+        pace.measured(128, 128 / 100_000)
+    assert (pace.slice(0), pace.slice(3)) == (2048, 2048)
+    for _ in range(20):
+        pace.measured(64, 64 / 10)
+    assert (pace.slice(0), pace.slice(3)) == (32, 32)

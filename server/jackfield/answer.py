@@ -53,6 +53,8 @@ class Choice:
     request: GenerationRequest
     text: TextStream
     parser: ToolCallParser | None
+    one_call: bool = False
+    """End with the first call, as clients ask that cannot take several."""
     cached: int = 0
     generated: int = 0
     called: bool = False
@@ -89,6 +91,9 @@ class Choice:
         if self.parser is None:
             return text, ()
         pieces = self.parser.push(text) + (self.parser.finish() if self.finish_reason else [])
+        first = next((i for i, piece in enumerate(pieces) if isinstance(piece, ToolCallText)), None)
+        if self.one_call and first is not None:
+            pieces, self.finish_reason = pieces[: first + 1], "tool_calls"
         calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallText))
         self.called = self.called or bool(calls)
         if self.called and self.finish_reason == "stop":
@@ -105,19 +110,21 @@ class Answer:
         requests: one a choice, in order.
         stops: strings that end a choice.
         parsers: one a choice, when the request has tools.
+        one_call: whether a choice ends with its first call.
     """
 
     model: ServedModel
     requests: Sequence[GenerationRequest]
     stops: Sequence[str] = ()
     parsers: Sequence[ToolCallParser | None] = ()
+    one_call: bool = False
     _choices: list[Choice] = field(init=False)
     _events: asyncio.Queue[tuple[Choice, list[EngineEvent]]] = field(init=False, default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         parsers = self.parsers or [None] * len(self.requests)
         self._choices = [
-            Choice(index, request, self._text(request), parser)
+            Choice(index, request, self._text(request), parser, self.one_call)
             for index, (request, parser) in enumerate(zip(self.requests, parsers, strict=True))
         ]
 

@@ -66,7 +66,7 @@ def _answer(asked: ChatCompletionRequest, model: ServedModel) -> Answer:
         )
         for index in range(asked.n or 1)
     ]
-    return Answer(model, requests, asked.stops, [_parser(asked) for _ in requests])
+    return Answer(model, requests, asked.stops, [_parser(asked) for _ in requests], asked.parallel_tool_calls is False)
 
 
 def _must_call(asked: ChatCompletionRequest) -> bool:

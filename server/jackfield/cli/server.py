@@ -1,9 +1,12 @@
 """From settings to a server that answers: fetch the model, load it, open the port."""
 
+import asyncio
+import contextlib
 import json
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from jackfield.engine.request import GenerationRequest, SamplingParameters
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
+from jackfield.models import cpu
 from jackfield.models.device import describe, detect_device, load_blas
 from jackfield.models.loading import Network, load_network
 from jackfield.models.registry import Registry, ServedModel
@@ -25,6 +29,22 @@ from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Ends with status 0 after SIGTERM or SIGINT, where uvicorn's own sends the signal to itself once more."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let the signals end the server; a second one ends it at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
 
 
 async def run(settings: Settings, listener: socket.socket) -> None:
@@ -39,7 +59,7 @@ async def run(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings, Registry([model]))
     config = uvicorn.Config(app, log_config=None, access_log=settings.log_level == "debug", lifespan="off")
     try:
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await _Server(config).serve(sockets=[listener])
     finally:
         await model.engine.stop()
 
@@ -65,7 +85,7 @@ async def load(settings: Settings) -> ServedModel:
 def _scheduler(settings: Settings, folder: Path, loaded: list[Network]) -> Callable[[], Scheduler]:
     def load_on_engine_thread() -> Scheduler:
         device = detect_device(load_blas())
-        network = load_network(folder, device, dtype=settings.dtype)
+        network = load_network(folder, device, dtype=settings.dtype, prepare=cpu.prepare)
         click.echo(describe(device, network.dtype), err=True)
         loaded.append(network)
         scheduler = Scheduler(Runner(network.model), PrefixCache(settings.prefix_cache_bytes), settings.max_batch)

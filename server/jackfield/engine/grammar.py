@@ -21,7 +21,7 @@ GrammarKind = Literal["json_schema", "regex", "lark"]
 
 def _json_schema(source: str) -> str:
     # One way of spacing, as json.dumps does it: given the choice, small models write blanks for ever.
-    spacing: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    spacing: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return LLMatcher.grammar_from_json_schema(source, defaults=spacing)
 
 

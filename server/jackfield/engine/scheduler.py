@@ -27,18 +27,24 @@ class PrefillPace:
     Between two slices the other sequences get their tokens, and cancellations are heard.
     """
 
-    target: float = 0.25
-    """Seconds a slice may take."""
+    alone: float = 1.0
+    """Seconds a slice may take while nobody else waits for tokens: long slices use the device best."""
+    in_company: float = 0.25
     smallest: int = 32
     largest: int = 2048
-    slice: int = 128
+    rate: float = 256.0
+    """Prompt tokens a second, as last measured."""
+
+    def slice(self, company: int) -> int:
+        """Tokens to process next, while ``company`` others are being answered."""
+        ideal = int(self.rate * (self.in_company if company else self.alone))
+        # Powers of two, so that a GPU sees few different shapes.
+        return max(self.smallest, min(self.largest, 1 << max(ideal, 1).bit_length() - 1))
 
     def measured(self, tokens: int, seconds: float) -> None:
-        """Learn from a slice that has been processed."""
-        if tokens == self.slice:
-            ideal = int(tokens * self.target / max(seconds, 1e-6))
-            # Powers of two, so that a GPU sees few different shapes.
-            self.slice = max(self.smallest, min(self.largest, 1 << max(ideal, 1).bit_length() - 1))
+        """Learn from a slice that has been processed; short ones say little about the rate."""
+        if tokens >= self.smallest:
+            self.rate += 0.5 * (tokens / max(seconds, 1e-6) - self.rate)
 
 
 @dataclass(slots=True)
@@ -103,7 +109,7 @@ class Scheduler:
 
     def _read(self, sequence: Sequence, events: Events) -> None:
         request = sequence.request
-        end = min(sequence.processed + self.pace.slice, len(request.prompt) - 1)
+        end = min(sequence.processed + self.pace.slice(len(self.batch)), len(request.prompt) - 1)
         tokens = request.prompt[sequence.processed : end]
         if tokens:
             started = time.perf_counter()

@@ -348,7 +348,7 @@ def _write_target(
     """Decode a tensor piece by piece, so that the largest takes no more memory than the smallest."""
     names = list(offsets)
     for rows in _pieces(file, target):
-        for name, part in zip(names, _decoded(target, rows), strict=True):
+        for name, part in zip(names, _decoded(file, target, rows), strict=True):
             out.seek(offsets[name])
             out.write(part.tobytes())
             offsets[name] += part.nbytes
@@ -375,11 +375,14 @@ def _row_order(target: Target, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _decoded(target: Target, rows: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
+def _decoded(file: GGUF, target: Target, rows: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
     """The parts that `Target.parts` names, for some rows."""
     if target.bits is None:
         return (rows,)
-    groups = blocks.decode(target.source.type.name, target.source.type.size, rows)
-    with np.errstate(over="ignore"):
+    # Infinite factors are caught below; they are no news on the way.
+    with np.errstate(over="ignore", invalid="ignore"):
+        groups = blocks.decode(target.source.type.name, target.source.type.size, rows)
         scales, biases = groups.scales.astype("<f2"), groups.biases.astype("<f2")
+    if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
+        raise damaged(file.path, f"tensor {target.source.name!r} has values that are no numbers")
     return blocks.pack(groups.q, target.bits), scales, biases

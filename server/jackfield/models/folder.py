@@ -16,7 +16,7 @@ class Folder:
 
     def matches(self, name: str) -> bool:
         """Whatever exists or can only be a path."""
-        return name.startswith(PATH_STARTS) or name in (".", "..") or _path(name).exists()
+        return name.startswith(PATH_STARTS) or (name != "" and _path(name).exists())
 
     def fetch(self, name: str, cache: Path, progress: Progress) -> Path:
         """The folder itself, checked."""

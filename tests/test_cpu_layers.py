@@ -1,0 +1,101 @@
+"""The CPU's faster layers compute what mlx-lm's own do."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from mlx_lm.models import base, qwen2
+from mlx_lm.models.cache import make_prompt_cache
+
+from jackfield.models import cpu
+from jackfield.models.device import Blas, Device
+
+CPU = Device("cpu", "test", 0, Blas("test"))
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> mx.array:
+    return mx.array(np.random.default_rng(seed).normal(size=shape).astype(np.float32) * scale)
+
+
+@pytest.mark.parametrize("size", [16, cpu.WORTHWHILE * 3])
+def test_exp_is_exp(size):
+    x = mx.array(np.linspace(-87, 88, size).astype(np.float32))
+    expected = np.exp(np.array(x).astype(np.float64))
+    assert np.max(np.abs(np.array(cpu.exp(x)) / expected - 1)) < 4e-6
+
+
+def test_exp_far_out_neither_overflows_nor_goes_negative():
+    x = mx.array(np.full(cpu.WORTHWHILE, -1e30, dtype=np.float32))
+    assert 0 <= mx.max(cpu.exp(x)).item() < 1e-37
+    assert mx.all(mx.isfinite(cpu.exp(-x))).item()
+    assert mx.all(mx.isnan(cpu.exp(mx.full((cpu.WORTHWHILE,), mx.nan)))).item()
+
+
+def test_swiglu_is_swiglu():
+    gate, x = random(40, 512, scale=4), random(40, 512, seed=1)
+    assert mx.allclose(cpu.swiglu(gate, x), nn.silu(gate) * x, rtol=1e-5, atol=1e-6).item()
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "bool", "additive"])
+@pytest.mark.parametrize(("rows", "count", "positions"), [(1, 1, 40), (3, 1, 40), (1, 33, 33), (2, 17, 90)])
+def test_attention_is_attention(mask, rows, count, positions):
+    queries, keys, values = (
+        random(rows, heads, n, 16, seed=i) for i, (heads, n) in enumerate([(6, count), (2, positions), (2, positions)])
+    )
+    visible = mx.arange(positions - count, positions)[:, None] >= mx.arange(positions)
+    given = {"bool": visible, "additive": mx.where(visible, 0.0, -1e9)}.get(mask, mask)
+    expected = base.scaled_dot_product_attention(queries, keys, values, None, 0.25, given)
+    assert mx.allclose(cpu.attention(queries, keys, values, None, 0.25, given), expected, atol=1e-5).item()
+
+
+@pytest.mark.parametrize("offset", [0, 7, mx.array([3, 0, 11])])
+def test_shared_rotations_rotate(offset):
+    x = random(3, 2, 5, 8)
+    rope = nn.RoPE(8, traditional=False, base=10000.0)
+    shared = cpu.SharedRoPE(cpu.Rotations(8, 10000.0, 1.0))
+    for _ in range(2):
+        assert mx.allclose(shared(x, offset=offset), rope(x, offset=offset), atol=1e-5).item()
+
+
+def test_a_table_is_not_used_for_other_positions():
+    x, rotations = random(2, 1, 1, 8), cpu.Rotations(8, 10000.0, 1.0)
+    shared, rope = cpu.SharedRoPE(rotations), nn.RoPE(8, traditional=False, base=10000.0)
+    for offset in (0, 1, mx.array([1, 2]), mx.array([5, 6]), 1, 0):
+        assert mx.allclose(shared(x, offset=offset), rope(x, offset=offset), atol=1e-5).item()
+
+
+def qwen() -> qwen2.Model:
+    mx.random.seed(1)
+    return qwen2.Model(
+        qwen2.ModelArgs(
+            model_type="qwen2",
+            hidden_size=64,
+            num_hidden_layers=3,
+            intermediate_size=256,
+            num_attention_heads=4,
+            rms_norm_eps=1e-6,
+            vocab_size=100,
+            num_key_value_heads=2,
+        )
+    )
+
+
+def test_a_prepared_model_gives_the_same_logits(monkeypatch):
+    for name in ("swiglu", "scaled_dot_product_attention"):
+        monkeypatch.setattr(qwen2, name, getattr(qwen2, name))
+    model, tokens = qwen(), mx.array([list(range(60))])
+    expected = model(tokens)
+    mx.eval(expected)
+    prepared = cpu.prepare(model=model, config={}, device=CPU)
+    assert isinstance(prepared.layers[0].self_attn.rope, cpu.SharedRoPE)
+    assert qwen2.swiglu is cpu.swiglu
+    assert mx.allclose(prepared(tokens), expected, atol=1e-4).item()
+    caches = make_prompt_cache(prepared)
+    prepared(tokens[:, :40], cache=caches)
+    assert mx.allclose(prepared(tokens[:, 40:], cache=caches), expected[:, 40:], atol=1e-4).item()
+
+
+def test_other_devices_are_left_alone():
+    model = qwen()
+    assert cpu.prepare(model=model, config={}, device=Device("metal", "test", 0, Blas("test"))) is model
+    assert type(model.layers[0].self_attn.rope) is nn.RoPE
