@@ -3,7 +3,8 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -168,27 +169,27 @@ class _Reply:
             finish_reason=parts[-1].finish_reason or "stop",
         )
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, chunk by chunk."""
         for index in range(len(self._answer.requests)):
             yield self._chunk(ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content="")))
-        async for part in sse.deltas(self._answer):
-            if isinstance(part, bytes):
-                yield part
-                continue
-            if part.text or part.calls or part.tokens:
-                yield self._chunk(
-                    ChatChunkChoice(index=part.index, delta=self._delta(part), logprobs=self._logprobs(part.tokens))
-                )
-            if part.finish_reason:
-                yield self._chunk(
-                    ChatChunkChoice(index=part.index, delta=ChatDelta(), finish_reason=part.finish_reason)
-                )
+        async with aclosing(sse.deltas(self._answer)) as parts:
+            async for part in parts:
+                for event in [part] if isinstance(part, bytes) else self._events(part):
+                    yield event
         if self._wants_usage:
             chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[])
             chunk.usage = self._answer.usage()
             yield sse.event(chunk)
         yield sse.DONE
+
+    def _events(self, part: Delta) -> Iterator[bytes]:
+        if part.text or part.calls or part.tokens:
+            yield self._chunk(
+                ChatChunkChoice(index=part.index, delta=self._delta(part), logprobs=self._logprobs(part.tokens))
+            )
+        if part.finish_reason:
+            yield self._chunk(ChatChunkChoice(index=part.index, delta=ChatDelta(), finish_reason=part.finish_reason))
 
     def _delta(self, part: Delta) -> ChatDelta:
         delta = ChatDelta()

@@ -1,7 +1,8 @@
 """``POST /v1/completions``, the older endpoint: plain text in, plain text out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -104,26 +105,27 @@ class _Reply:
             finish_reason=_finish(parts[-1]) or "stop",
         )
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, chunk by chunk."""
-        async for part in sse.deltas(self._answer):
-            if isinstance(part, bytes):
-                yield part
-                continue
-            echo, self._echoes[part.index] = self._echoes[part.index], ""
-            yield self._chunk(
-                CompletionChunkChoice(
-                    index=part.index,
-                    text=echo + part.text,
-                    logprobs=self._logprobs(part.index, [*part.prompt_tokens, *part.tokens]),
-                    finish_reason=_finish(part),
-                )
-            )
+        async with aclosing(sse.deltas(self._answer)) as parts:
+            async for part in parts:
+                yield part if isinstance(part, bytes) else self._event(part)
         if self._wants_usage:
             chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[])
             chunk.usage = self._answer.usage()
             yield sse.event(chunk)
         yield sse.DONE
+
+    def _event(self, part: Delta) -> bytes:
+        echo, self._echoes[part.index] = self._echoes[part.index], ""
+        return self._chunk(
+            CompletionChunkChoice(
+                index=part.index,
+                text=echo + part.text,
+                logprobs=self._logprobs(part.index, [*part.prompt_tokens, *part.tokens]),
+                finish_reason=_finish(part),
+            )
+        )
 
     @property
     def _wants_usage(self) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -35,7 +35,7 @@ def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceRespon
     )
 
 
-async def deltas(answer: Answer) -> AsyncIterator[Delta | bytes]:
+async def deltas(answer: Answer) -> AsyncGenerator[Delta | bytes, None]:
     """An answer's deltas, with comments on the prompt's progress between them; the work stops with the iteration.
 
     When the engine fails before anything was said, the error goes out as an event. Later it cannot be told without

@@ -47,6 +47,8 @@ MODULES = {
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 TOP = re.compile(r"(token_embd|output_norm|output)\.(weight)")
 ROPE_FACTORS = "rope_freqs.weight"
+LLAMA_BIAS = "blk.0.attn_output.bias"
+"""A llama with this tensor has biases on all projections of its attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,21 +159,27 @@ def _check_shape(file: GGUF, shape: Shape) -> None:
 
 def _check_parts(file: GGUF, shape: Shape) -> None:
     """Every tensor that the architecture needs must be there."""
-    parts = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
-    names = [f"{part}.weight" for part in parts]
-    names += [f"attn_{part}.bias" for part in "qkv"] if shape.architecture == "qwen2" else []
-    names += ["attn_q_norm.weight", "attn_k_norm.weight"] if shape.architecture == "qwen3" else []
     if shape.layers > len(file.tensors):
         raise damaged(file.path, f"it announces {shape.layers} layers but has {len(file.tensors)} tensors")
+    names = _layer_tensors(file, shape.architecture)
     wanted = ["output_norm.weight", *(f"blk.{layer}.{name}" for layer in range(shape.layers) for name in names)]
     if missing := [name for name in wanted if name not in file.tensors]:
         raise damaged(file.path, f"{len(missing)} tensors are missing, for example {missing[0]!r}")
 
 
+def _layer_tensors(file: GGUF, architecture: str) -> tuple[str, ...]:
+    """The tensors of one layer: these, and no others."""
+    weights = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+    norms = ("attn_q_norm", "attn_k_norm") if architecture == "qwen3" else ()
+    biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v") if architecture == "qwen2" else ()
+    if architecture == "llama" and LLAMA_BIAS in file.tensors:
+        biases = ("attn_q", "attn_k", "attn_v", "attn_output")
+    return (*(f"{part}.weight" for part in weights + norms), *(f"{part}.bias" for part in biases))
+
+
 def _config(file: GGUF, shape: Shape, tensors: list["Target"]) -> dict[str, Any]:
     """``config.json`` as transformers and mlx-lm read it."""
     metadata, architecture = file.metadata, shape.architecture
-    biased = "blk.0.attn_output.bias" in file.tensors
     config = {
         "model_type": architecture,
         "hidden_size": shape.hidden,
@@ -181,7 +189,7 @@ def _config(file: GGUF, shape: Shape, tensors: list["Target"]) -> dict[str, Any]
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocabulary,
-        "max_position_embeddings": metadata.integer(f"{architecture}.context_length"),
+        "max_position_embeddings": max(1, metadata.integer(f"{architecture}.context_length")),
         "rms_norm_eps": metadata.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
         "rope_theta": metadata.number(f"{architecture}.rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -190,7 +198,7 @@ def _config(file: GGUF, shape: Shape, tensors: list["Target"]) -> dict[str, Any]
         "torch_dtype": "float16" if architecture == "llama" else "bfloat16",
         "jackfield": {"source": "gguf", "converter": VERSION},
     }
-    if biased:
+    if architecture == "llama" and LLAMA_BIAS in file.tensors:
         config["attention_bias"] = True
     if (scaling := _rope_scaling(file, shape)) is not None:
         config["rope_scaling"] = scaling
@@ -312,7 +320,8 @@ def _names(file: GGUF, tensor: Tensor, shape: Shape) -> tuple[str, str, str]:
         part, kind = match.groups()
         return part, MODULES[part], kind
     match = LAYER.fullmatch(tensor.name)
-    if match is None or match[2] not in MODULES or int(match[1]) >= shape.layers:
+    known = match and f"{match[2]}.{match[3]}" in _layer_tensors(file, shape.architecture)
+    if match is None or not known or int(match[1]) >= shape.layers:
         raise GGUFError(
             f"{file.path.name} has a tensor {tensor.name!r}, which the {shape.architecture} architecture here has not.",
             suggestions=("Take the model in MLX or Hugging Face format.",),

