@@ -18,6 +18,9 @@ from safetensors.numpy import load_file, save_file
 from jackfield.models.device import Device, detect_device, load_blas
 from jackfield.models.sources import resolve
 
+# Before a test module imports MLX.
+BLAS = load_blas()
+
 CACHE = Path(os.environ.get("JACKFIELD_CACHE_DIR") or platformdirs.user_cache_dir("jackfield"))
 
 # As Qwen's models are: 151,936 rows of embeddings would be most of a small network, so the starter's vocabulary it is.
@@ -68,7 +71,7 @@ You are provided with function signatures within <tools></tools> XML tags:\\n<to
 @pytest.fixture(scope="session")
 def device() -> Device:
     """What MLX computes on here, with the best BLAS there is."""
-    return detect_device(load_blas())
+    return detect_device(BLAS)
 
 
 @pytest.fixture(scope="session")

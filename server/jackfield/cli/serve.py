@@ -10,7 +10,7 @@ import click
 
 from jackfield import settings as configuration
 from jackfield.errors import ConfigurationError
-from jackfield.models.device import load_blas
+from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.settings import Settings
 
 EXAMPLES = """\b
@@ -37,8 +37,9 @@ def serve(config: Path | None, **flags: Any) -> None:
     """
     settings = configuration.load(flags, config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    # Before anything imports MLX.
+    # In this order, and before anything else imports MLX.
     load_blas()
+    import_mlx_lm()
     from jackfield.cli.server import run  # noqa: PLC0415
 
     asyncio.run(run(settings, _listen(settings)))

@@ -1,0 +1,194 @@
+"""Models from the Hugging Face Hub, here one in memory."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from hub_server import COMMIT, FakeHub, serve
+from jackfield.errors import ModelLoadError
+from jackfield.models.hub import Hub
+from jackfield.models.progress import SILENT
+from jackfield.models.sources import resolve
+
+NAME = "acme/tiny"
+WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "chat_template.jinja": b"{{ messages }}",
+    "modeling_tiny.py": b"raise SystemExit('code from the hub ran')",
+    "pytorch_model.bin": b"pickle",
+    "onnx/config.json": b"{}",
+    "original/model.safetensors": b"other weights",
+}
+SERVED = {"config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own retries
+    with serve(FakeHub({NAME: dict(FILES)})) as server:
+        use(monkeypatch, server.url)
+        yield server
+
+
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What HF_ENDPOINT does, which is read at import."""
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + template)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+
+
+def fetch(name: str = NAME, cache: Path = Path("unused")) -> Path:
+    return resolve(name, cache=cache)
+
+
+def test_only_data_files_of_the_top_folder_are_downloaded(hub: FakeHub) -> None:
+    folder = fetch()
+    assert {path.name for path in folder.iterdir()} == SERVED
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_second_run_downloads_nothing(hub: FakeHub) -> None:
+    first = fetch()
+    del hub.downloads[:]
+    assert fetch() == first
+    assert hub.downloads == []
+
+
+def test_a_branch_or_commit_can_be_named(hub: FakeHub) -> None:
+    assert fetch(f"{NAME}@{COMMIT}").name == COMMIT
+    with pytest.raises(ModelLoadError, match="no revision 'v9'"):
+        fetch(f"{NAME}@v9")
+
+
+def test_what_is_cached_serves_without_network(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    first = fetch()
+    use(monkeypatch, "http://127.0.0.1:9")
+    assert fetch() == first
+
+
+def test_without_network_and_cache_the_error_says_so(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(ModelLoadError, match="cannot be reached") as caught:
+        fetch()
+    assert any("starter" in suggestion for suggestion in caught.value.suggestions)
+
+
+def test_an_unknown_repository(hub: FakeHub) -> None:
+    with pytest.raises(ModelLoadError, match="There is no acme/other") as caught:
+        fetch("acme/other")
+    assert any("hf auth login" in suggestion for suggestion in caught.value.suggestions)
+
+
+def test_a_gated_repository(hub: FakeHub) -> None:
+    hub.gated = (NAME,)
+    with pytest.raises(ModelLoadError, match="gated") as caught:
+        fetch()
+    assert f"https://huggingface.co/{NAME}" in caught.value.suggestions[0]
+
+
+def test_a_repository_without_a_model(hub: FakeHub) -> None:
+    hub.repositories["acme/tiny-GGUF"] = {"tiny.gguf": b"GGUF"}
+    with pytest.raises(ModelLoadError, match=r"no config\.json") as caught:
+        fetch("acme/tiny-GGUF")
+    assert any(".gguf" in suggestion for suggestion in caught.value.suggestions)
+    assert hub.downloads == []
+
+
+def test_a_model_that_brings_code_is_refused_before_its_weights_are_downloaded(hub: FakeHub) -> None:
+    hub.repositories[NAME]["config.json"] = b'{"model_type": "llama", "model_file": "modeling_tiny.py"}'
+    with pytest.raises(ModelLoadError, match="own code"):
+        fetch()
+    assert hub.downloads == ["config.json@0"]
+
+
+def test_a_broken_connection_is_resumed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1_000_000)
+    hub.cut_after["model.safetensors"] = 3_000_000
+    folder = fetch()
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert "model.safetensors@3000000" in hub.downloads
+
+
+def test_a_download_that_never_ends_well_leaves_no_model(hub: FakeHub) -> None:
+    hub.cut_after["model.safetensors"] = 0
+    with pytest.raises(ModelLoadError, match="failed") as caught:
+        fetch()
+    assert any("Try again" in suggestion for suggestion in caught.value.suggestions)
+    hub.cut_after.clear()
+    assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_an_interrupted_download_does_not_pass_for_a_model_offline(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.cut_after["model.safetensors"] = 0
+    with pytest.raises(ModelLoadError):
+        fetch()
+    use(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(ModelLoadError):
+        fetch()
+
+
+def test_progress_counts_every_byte_once(hub: FakeHub) -> None:
+    counts = {"done": 0, "total": 0}
+
+    class Counter:
+        def advance(self, amount: int) -> None:
+            assert amount > 0
+            counts["done"] += amount
+
+        def expect(self, total: int) -> None:
+            counts["total"] = total
+
+    class Progress:
+        @contextmanager
+        def task(self, description: str, total: int | None = None) -> Iterator[Counter]:
+            yield Counter()
+
+    resolve(NAME, cache=Path("unused"), progress=Progress())
+    expected = sum(len(FILES[name]) for name in SERVED - {"config.json"})
+    assert counts == {"done": expected, "total": expected}
+
+
+def test_the_environment_chooses_hub_and_cache(hub: FakeHub, tmp_path: Path) -> None:
+    """As a user does it: in a process of its own, with HF_ENDPOINT and HF_HOME."""
+    code = (
+        f"import pathlib; from jackfield.models.sources import resolve; print(resolve({NAME!r}, cache=pathlib.Path()))"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home" / "hub")
+
+
+@pytest.mark.parametrize(
+    "name", ["org/na/me", "../models", "org/../x", "org/name@../../x", "org/name@", "org", "/org", "org/name@a..b", ""]
+)
+def test_names_that_are_none(name: str) -> None:
+    assert not Hub().matches(name)
+
+
+@pytest.mark.parametrize("name", ["org/name", "mlx-community/Qwen2.5-Coder-32B-Instruct-4bit", "a/b@refs/pr/1"])
+def test_names_of_repositories(name: str) -> None:
+    assert Hub().matches(name)
+
+
+def test_an_unwritable_cache_is_told(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelLoadError, match="cannot be written") as caught:
+        Hub().fetch(NAME, tmp_path, SILENT)
+    assert any("HF_HOME" in suggestion for suggestion in caught.value.suggestions)
