@@ -1,8 +1,11 @@
 """When the engine fails, its requests end with a clear error, and the server goes on."""
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +26,7 @@ from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 
+CAPACITY = 4
 QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20, "ignore_eos": True}
 
 
@@ -30,11 +34,16 @@ QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "m
 class Fault:
     """Makes the engine fail in one of its next steps."""
 
-    steps: list[Exception | None] = field(default_factory=list)
+    steps: list[Exception | threading.Event | None] = field(default_factory=list)
+    """What happens in the next steps: an error, a wait, or nothing."""
+    engine: Engine | None = None
 
-    def raise_next(self) -> None:
-        if self.steps and (error := self.steps.pop(0)) is not None:
-            raise error
+    def happen(self) -> None:
+        match self.steps.pop(0) if self.steps else None:
+            case Exception() as error:
+                raise error
+            case threading.Event() as event:
+                assert event.wait(60)
 
 
 class FailingScheduler(Scheduler):
@@ -43,7 +52,7 @@ class FailingScheduler(Scheduler):
     fault: Fault
 
     def step(self) -> Events:
-        self.fault.raise_next()
+        self.fault.happen()
         return super().step()
 
 
@@ -57,7 +66,7 @@ def serving(folder: Path, fault: Fault) -> Iterator[str]:
         scheduler.fault = fault
         return scheduler
 
-    engine = Engine(load)
+    engine = fault.engine = Engine(load, CAPACITY)
     model = ServedModel("tiny", Tokenizer(folder), engine, 512, 49152, {})
     app = create_app(Settings(), Registry([model]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
@@ -66,8 +75,6 @@ def serving(folder: Path, fault: Fault) -> Iterator[str]:
         await engine.start()
         await server.serve()
         await engine.stop()
-
-    import asyncio
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
@@ -128,6 +135,24 @@ def test_a_stream_that_fails_in_the_middle_ends_as_cut_off(url, fault):
     assert reasons == ["length", "length"]
 
 
+def test_a_full_queue_is_429_with_its_length_and_when_to_try_again(url, fault):
+    go_on = threading.Event()
+    fault.steps = [go_on]
+    with ThreadPoolExecutor() as clients:
+        waiting = [clients.submit(chat, url, n=2), clients.submit(chat, url, n=2)]
+        try:
+            while len(fault.engine._waiting) < CAPACITY:
+                time.sleep(0.01)
+            response = chat(url, n=2, stream=True)
+        finally:
+            go_on.set()
+        assert [answer.result().status_code for answer in waiting] == [200, 200]
+    assert int(response.headers["Retry-After"]) >= 1
+    assert response.json()["error"]["code"] == "queue_full"
+    assert "4 requests" in response.json()["error"]["message"]
+    assert len(chat(url, n=2 * CAPACITY).json()["choices"]) == 2 * CAPACITY, "let in when nobody waits"
+
+
 def test_a_bug_in_an_endpoint_is_an_envelope_too(url, monkeypatch):
     def broken(*_):
         raise RuntimeError("secret detail")
@@ -150,8 +175,6 @@ async def started(engine: Engine) -> None:
 
 
 def test_a_model_that_does_not_load_fails_the_start():
-    import asyncio
-
     def load() -> Scheduler:
         raise ModelLoadError("no such model")
 
@@ -162,8 +185,6 @@ def test_a_model_that_does_not_load_fails_the_start():
 
 
 def test_a_stopped_engine_refuses_and_ready_says_so(tiny_model, fault):
-    import asyncio
-
     from jackfield.engine.request import GenerationRequest, SamplingParameters
 
     fault.steps = []

@@ -131,6 +131,14 @@ class Answer:
     def _text(self, request: GenerationRequest) -> TextStream:
         return TextStream(self.model.tokenizer.decoder(), StopMatcher(self.stops), request.stop_tokens)
 
+    def admit(self) -> None:
+        """Make sure that the engine takes the request, while the client can still be told otherwise.
+
+        Raises:
+            UnavailableError: it does not.
+        """
+        self.model.engine.admit(len(self.requests))
+
     async def __aiter__(self) -> AsyncIterator[Delta | Progress]:
         """What the choices have more, as it comes, until all of them have ended.
 

@@ -124,6 +124,21 @@ class UnavailableError(JackfieldError):
         return {"Retry-After": str(self.retry_after)}
 
 
+class QueueFullError(UnavailableError):
+    """More requests wait than the server is set to queue."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, length: int) -> None:
+        super().__init__(
+            f"The queue is full: {length} requests are being answered or wait.",
+            retry_after=5,
+            suggestions=("Try again after the seconds in Retry-After.", "Raise the setting max_queue."),
+        )
+
+
 class EngineError(UnavailableError):
     """The engine failed while it worked on the request."""
 

@@ -29,6 +29,8 @@ class Settings(BaseModel):
     """Fewer tokens than the model could take, to save memory."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Requests that are answered at the same time; more wait."""
+    max_queue: Annotated[int, Field(ge=0)] = 256
+    """Requests that may wait; one more is refused with 429."""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """Memory for the prompts seen before."""
     heartbeat: Annotated[float, Field(gt=0)] = 10.0

@@ -42,6 +42,7 @@ async def chat_completions(request: Request) -> Response:
     asked = await body.read(request, ChatCompletionRequest)
     model = request.app.state.registry.get(asked.model)
     answer = await asyncio.to_thread(_answer, asked, model)
+    answer.admit()
     reply = _Reply(asked, model, answer)
     if asked.stream:
         return sse.respond(reply.stream(), request.app.state.settings.heartbeat)

@@ -29,6 +29,7 @@ async def completions(request: Request) -> Response:
     asked = await body.read(request, CompletionRequest)
     model = request.app.state.registry.get(asked.model)
     reply = await asyncio.to_thread(_Reply, asked, model)
+    reply.answer.admit()
     if asked.stream:
         return sse.respond(reply.stream(), request.app.state.settings.heartbeat)
     completion = await body.unless_gone(request, reply.collect())
@@ -73,7 +74,7 @@ class _Reply:
             for prompt in prompts
             for index in each
         ]
-        self._answer = Answer(model, requests, asked.stops)
+        self.answer = Answer(model, requests, asked.stops)
         self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in each]
         self._offsets = [0] * len(requests)
 
@@ -85,15 +86,15 @@ class _Reply:
     async def collect(self) -> Completion:
         """The whole answer."""
         try:
-            parts = [part async for part in self._answer if isinstance(part, Delta)]
+            parts = [part async for part in self.answer if isinstance(part, Delta)]
         finally:
-            self._answer.cancel()
+            self.answer.cancel()
         return Completion(
             id=self._id,
             created=self._created,
             model=self._model.id,
             choices=[self._choice(index, [p for p in parts if p.index == index]) for index in range(len(self._echoes))],
-            usage=self._answer.usage(),
+            usage=self.answer.usage(),
         )
 
     def _choice(self, index: int, parts: Sequence[Delta]) -> CompletionChoice:
@@ -107,12 +108,12 @@ class _Reply:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, chunk by chunk."""
-        async with aclosing(sse.deltas(self._answer)) as parts:
+        async with aclosing(sse.deltas(self.answer)) as parts:
             async for part in parts:
                 yield part if isinstance(part, bytes) else self._event(part)
         if self._wants_usage:
             chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[])
-            chunk.usage = self._answer.usage()
+            chunk.usage = self.answer.usage()
             yield sse.event(chunk)
         yield sse.DONE
 
@@ -135,7 +136,7 @@ class _Reply:
         chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[choice])
         options = self._asked.stream_options
         if options and options.continuous_usage_stats:
-            chunk.usage = self._answer.usage()
+            chunk.usage = self.answer.usage()
         elif self._wants_usage:
             chunk.usage = None
         return sse.event(chunk)

@@ -69,7 +69,7 @@ async def load(settings: Settings) -> ServedModel:
     folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress())
     tokenizer = Tokenizer(folder)
     network: list[Network] = []
-    engine = Engine(_scheduler(settings, folder, network))
+    engine = Engine(_scheduler(settings, folder, network), settings.max_batch + settings.max_queue)
     await engine.start()
     context_length = min(settings.context_length or network[0].context_length, network[0].context_length)
     return ServedModel(

@@ -10,7 +10,7 @@ from typing import Literal
 
 from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest
 from jackfield.engine.scheduler import Events, Scheduler
-from jackfield.errors import EngineError
+from jackfield.errors import EngineError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,12 @@ class Engine:
 
     Args:
         load: makes the scheduler, on the engine thread, since MLX arrays must be made where they are used.
+        capacity: how many requests it takes at once, being answered and waiting.
     """
 
-    def __init__(self, load: Callable[[], Scheduler]) -> None:
+    def __init__(self, load: Callable[[], Scheduler], capacity: int = 1024) -> None:
         self._load = load
+        self._capacity = capacity
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._waiting: dict[str, Deliver] = {}
         self._thread = threading.Thread(target=self._run, name="jackfield-engine", daemon=True)
@@ -80,14 +82,28 @@ class Engine:
         """Whether a token can be generated."""
         return self.state == "ready" and self._thread.is_alive()
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
-        """Queue a request. Call on the event loop.
+    def admit(self, count: int) -> None:
+        """Ask for room for ``count`` more requests, before anything is said to the client.
 
         Raises:
             EngineError: the engine does not run.
+            QueueFullError: there is no room; a request of more choices than fit at all is let in when nobody waits.
         """
+        self._check_running()
+        if self._waiting and len(self._waiting) + count > self._capacity:
+            raise QueueFullError(len(self._waiting))
+
+    def _check_running(self) -> None:
         if not self.ready:
             raise EngineError("The engine is not running.", suggestions=("Try again in a few seconds.",))
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
+        """Queue a request that was admitted. Call on the event loop.
+
+        Raises:
+            EngineError: the engine does not run any more.
+        """
+        self._check_running()
         self._waiting[request.id] = deliver
         self._inbox.put(Submit(request))
 
