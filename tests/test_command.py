@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import httpx2
+
 from serving import serve
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from openai import OpenAI
+
 from serving import serve
 
 QUESTIONS = ["What is the capital of France?", "Write a Python function that adds two numbers."]

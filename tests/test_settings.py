@@ -30,7 +30,7 @@ def test_flags_beat_the_environment_which_beats_the_file_which_beats_the_default
         ({"dtype": "float8"}, "", {}, "'dtype' from the command line", "Correct 'dtype'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, flags, text, environment, message, hint):
+def test_what_is_wrong_is_named(tmp_path, flags, text, environment, message, hint):  # noqa: PLR0917
     file = tmp_path / "jackfield.toml"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=message) as caught:
