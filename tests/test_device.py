@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,3 +223,16 @@ def test_a_group_without_limit_changes_nothing(tmp_path: Path) -> None:
 
 def test_memory_where_there_is_no_proc(tmp_path: Path) -> None:
     assert host_memory(tmp_path).total > 2**30
+
+
+def test_on_apple_silicon_the_weights_are_kept_from_being_paged_out() -> None:
+    wired: list[int] = []
+    fake = SimpleNamespace(
+        gpu="gpu",
+        device_info=lambda _: {"device_name": "Apple M4", "max_recommended_working_set_size": 2**34},
+        metal=SimpleNamespace(is_available=lambda: True),
+        set_wired_limit=wired.append,
+    )
+    device = devices._gpu(fake, Blas("Accelerate"))
+    assert (device.kind, device.name, device.memory_bytes) == ("metal", "Apple M4", 2**34)
+    assert wired == [2**34]

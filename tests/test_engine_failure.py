@@ -36,6 +36,8 @@ class Fault:
 
     steps: list[Exception | threading.Event | None] = field(default_factory=list)
     """What happens in the next steps: an error, a wait, or nothing."""
+    cancelling: list[Exception] = field(default_factory=list)
+    """What goes wrong when requests are cancelled."""
     engine: Engine | None = None
 
     def happen(self) -> None:
@@ -54,6 +56,11 @@ class FailingScheduler(Scheduler):
     def step(self) -> Events:
         self.fault.happen()
         return super().step()
+
+    def cancel(self, request_ids: frozenset[str]) -> None:
+        if self.fault.cancelling:
+            raise self.fault.cancelling.pop()
+        super().cancel(request_ids)
 
 
 @contextmanager
@@ -151,6 +158,31 @@ def test_a_full_queue_is_429_with_its_length_and_when_to_try_again(url, fault):
     assert response.json()["error"]["code"] == "queue_full"
     assert "4 requests" in response.json()["error"]["message"]
     assert len(chat(url, n=2 * CAPACITY).json()["choices"]) == 2 * CAPACITY, "let in when nobody waits"
+
+
+def test_a_failure_while_cancelling_ends_the_others_too_and_no_more(url, fault):
+    go_on = threading.Event()
+    fault.steps = [go_on]
+    with ThreadPoolExecutor() as clients:
+        other = clients.submit(chat, url)
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json={**QUESTION, "stream": True}) as leaving:
+            next(leaving.iter_lines())
+            fault.cancelling = [MemoryError("no memory to keep its prefix")]
+        while fault.engine._inbox.empty():
+            time.sleep(0.01)
+        go_on.set()
+        assert other.result().status_code == 503
+    assert not fault.cancelling
+    assert chat(url).status_code == 200
+
+
+def test_a_failure_forgets_the_prefixes_that_may_be_damaged(url, fault):
+    long = {"messages": [{"role": "user", "content": "again and " * 60}], "max_tokens": 1}
+    chat(url, **long)
+    assert chat(url, **long).json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    fault.steps = [RuntimeError("a kernel failed")]
+    assert chat(url, **long).status_code == 503
+    assert chat(url, **long).json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
 def test_a_bug_in_an_endpoint_is_an_envelope_too(url, monkeypatch):

@@ -119,3 +119,15 @@ def test_several_tokens_at_once_see_only_what_comes_before_them():
 def test_sliding_windows_are_refused():
     with pytest.raises(ValueError, match="window"):
         RowKVCache(Rows()).make_mask(1, window_size=4)
+
+
+def test_room_is_given_back_when_a_long_row_leaves():
+    batch = Batch()
+    for length in (5, 3 * LENGTH_STEP, 4):
+        batch.join(length)
+    batch.step()
+    full = batch.cache.nbytes
+    batch.leave(1)
+    assert batch.cache.nbytes <= full / 4
+    batch.step()
+    batch.check()

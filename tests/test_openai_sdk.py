@@ -312,6 +312,15 @@ def test_several_prompts_and_choices_in_order(client):
     assert streamed == [" Paris", " Paris", " Rome", " Rome"]
 
 
+def test_each_prompt_counts_once_for_all_its_choices(client):
+    def counted(prompts, **fields) -> int:
+        return client.completions.create(model="starter", prompt=prompts, max_tokens=1, **fields).usage.prompt_tokens
+
+    one = counted("The capital of France is")
+    assert counted(["The capital of France is"] * 2) == 2 * one
+    assert counted(["The capital of France is"] * 2, n=2) == 2 * one
+
+
 def test_token_ids_as_prompt(client, tokenizer):
     tokens = [token_id(tokenizer, word) for word in ("The", " capital", " of", " France", " is")]
     completion = client.completions.create(model="starter", prompt=tokens, max_tokens=1, temperature=0)
@@ -365,6 +374,43 @@ def test_a_required_tool_is_called(client):
         assert finish_of(chunks) == ["tool_calls"]
         (delta,) = [call for chunk in chunks for c in chunk.choices for call in c.delta.tool_calls or ()]
         assert json.loads(delta.function.arguments)
+
+
+def test_tools_with_references_in_their_schemas(client):
+    def tool(name: str) -> dict:
+        shape = {"type": "object", "properties": {"kind": {"enum": ["dot"]}}, "required": ["kind"]}
+        parameters = {
+            "type": "object",
+            "$defs": {"Shape": {**shape, "additionalProperties": False}},
+            "properties": {"shape": {"$ref": "#/$defs/Shape"}},
+            "required": ["shape"],
+        }
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    for tools in ([tool("draw")], [tool("draw"), tool("paint")]):
+        (call,) = ask(client, tools=tools, tool_choice="required", max_tokens=60).choices[0].message.tool_calls
+        assert call.function.name in {"draw", "paint"}
+        assert json.loads(call.function.arguments) == {"shape": {"kind": "dot"}}
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "documents"])
+def test_clients_cannot_bring_a_template_of_their_own(client, name):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, extra_body={"chat_template_kwargs": {name: "{% for i in range(99999) %}{% endfor %}"}})
+    assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_history_with_absurd_arguments_is_no_server_error(client):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * 3000}}
+    history = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "a", "content": "x"}]
+    assert ask(client, [*CAPITAL, *history], max_tokens=1).choices
+
+
+def test_a_streamed_echo(client):
+    chunks = client.completions.create(
+        model="starter", prompt="The capital of France is", echo=True, max_tokens=1, temperature=0, stream=True
+    )
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "The capital of France is Paris"
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused(client):

@@ -129,7 +129,7 @@ def test_what_a_cancelled_request_computed_is_kept(runner):
     engine.submit(request("a", prompt))
     engine.step()
     engine.step()
-    engine.cancel("a")
+    engine.cancel(frozenset({"a"}))
     assert engine.idle
     progress = [e for e in drain(engine, request("b", prompt))["b"] if isinstance(e, PrefillEvent)]
     assert progress[0].cached == 2 * BLOCK_TOKENS
@@ -146,7 +146,7 @@ def test_cancelling_at_any_moment_leaves_the_others_alone(runner, steps):
     for _ in range(steps):
         for name, event in engine.step():
             events.setdefault(name, []).append(event)
-    engine.cancel("a")
+    engine.cancel(frozenset({"a"}))
     for name, more in drain(engine).items():
         events.setdefault(name, []).extend(more)
     assert not isinstance(events.get("a", [None])[-1], FinishEvent)

@@ -24,6 +24,7 @@ RECORDED = {
         '<tool_call>{"name": "run", "arguments": "x"}</tool_call>',
         [],
     ),
+    "name no string": ('<tool_call>{"name": {}}</tool_call>', '<tool_call>{"name": {}}</tool_call>', []),
     "only the beginning of a tag": ("a <tool_ca", "a <tool_ca", []),
     "no call": ("1 < 2 and <b>", "1 < 2 and <b>", []),
 }
@@ -63,3 +64,8 @@ def test_a_call_that_was_cut_off_is_given_as_text():
     parser = JsonCallParser(NAMES)
     parser.push('{"name": "run"')
     assert parser.finish() == ['{"name": "run"']
+
+
+def test_nesting_without_end_is_text():
+    text = "<tool_call>" + "[" * 100_000 + "</tool_call>"
+    assert separate([text]) == (text, [])

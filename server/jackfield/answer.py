@@ -37,6 +37,14 @@ class Delta:
         return bool(self.text or self.calls or self.tokens or self.prompt_tokens or self.finish_reason)
 
 
+def by_choice(deltas: Sequence[Delta], choices: int) -> list[list[Delta]]:
+    """Deltas sorted by the choice they belong to."""
+    sorted_deltas: list[list[Delta]] = [[] for _ in range(choices)]
+    for delta in deltas:
+        sorted_deltas[delta.index].append(delta)
+    return sorted_deltas
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The prompt is being processed: ``done`` of ``total`` tokens."""
@@ -111,6 +119,7 @@ class Answer:
         stops: strings that end a choice.
         parsers: one a choice, when the request has tools.
         one_call: whether a choice ends with its first call.
+        each: choices for each prompt; they stand next to each other.
     """
 
     model: ServedModel
@@ -118,6 +127,7 @@ class Answer:
     stops: Sequence[str] = ()
     parsers: Sequence[ToolCallParser | None] = ()
     one_call: bool = False
+    each: int = 1
     _choices: list[Choice] = field(init=False)
     _events: asyncio.Queue[tuple[Choice, list[EngineEvent]]] = field(init=False, default_factory=asyncio.Queue)
 
@@ -158,7 +168,7 @@ class Answer:
                 yield Progress(last.done, last.total)
             delta = choice.take(events)
             if delta.finish_reason is not None:
-                self.model.engine.cancel(choice.request.id)
+                self.model.engine.cancel([choice.request.id])
             if delta:
                 yield delta
 
@@ -167,14 +177,17 @@ class Answer:
 
     def cancel(self) -> None:
         """Stop the work on every choice that has not ended."""
-        for choice in self._choices:
-            self.model.engine.cancel(choice.request.id)
+        self.model.engine.cancel([choice.request.id for choice in self._choices])
+
+    def cut_off(self) -> list[Delta]:
+        """What is left to say of the choices that have not ended, when nothing more comes."""
+        return [choice.take([FinishEvent("length")]) for choice in self._choices if choice.finish_reason is None]
 
     def usage(self) -> Usage:
-        """Tokens so far. The prompt counts once for all its choices, generated tokens for each."""
-        prompts = {choice.request.prompt: choice.cached for choice in reversed(self._choices)}
+        """Tokens so far. A prompt counts once for all its choices, generated tokens for each."""
+        first = self._choices[:: self.each]
         return Usage.of(
-            prompt=sum(map(len, prompts)),
+            prompt=sum(len(choice.request.prompt) for choice in first),
             completion=sum(choice.generated for choice in self._choices),
-            cached=sum(prompts.values()),
+            cached=sum(choice.cached for choice in first),
         )

@@ -81,7 +81,7 @@ def _call(call: ToolCallInHistory) -> dict[str, Any]:
     """A call in the history; templates write the arguments as JSON themselves, so they get the object."""
     try:
         arguments = json.loads(call.function.arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = call.function.arguments
     return {
         "id": call.id,

@@ -31,8 +31,8 @@ class Settings(BaseModel):
     """Requests that are answered at the same time; more wait."""
     max_queue: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait; one more is refused with 429."""
-    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 1 << 30
-    """Memory for the prompts seen before."""
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Memory for the prompts seen before; by default a sixth of what is free once the model is loaded."""
     heartbeat: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between comments in a stream."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20

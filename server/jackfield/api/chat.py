@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jackfield.answer import Answer, Delta
+from jackfield.answer import Answer, Delta, by_choice
 from jackfield.api import body, sse
 from jackfield.api.generation import engine_request, new_id, now, request_seed
 from jackfield.engine.grammar import Grammar
@@ -33,7 +33,7 @@ from jackfield.protocol.chat import (
 )
 from jackfield.protocol.formats import JsonObjectFormat, JsonSchemaFormat
 from jackfield.protocol.logprobs import ChatLogprobs, TokenLogprob, TopLogprob
-from jackfield.protocol.tools import NamedToolChoice
+from jackfield.protocol.tools import FunctionDefinition, NamedToolChoice
 from jackfield.text.tool_calls import HermesCallParser, JsonCallParser, ToolCallParser
 
 
@@ -68,7 +68,14 @@ def _answer(asked: ChatCompletionRequest, model: ServedModel) -> Answer:
         )
         for index in range(asked.n or 1)
     ]
-    return Answer(model, requests, asked.stops, [_parser(asked) for _ in requests], asked.parallel_tool_calls is False)
+    return Answer(
+        model,
+        requests,
+        asked.stops,
+        [_parser(asked) for _ in requests],
+        one_call=asked.parallel_tool_calls is False,
+        each=len(requests),
+    )
 
 
 def _must_call(asked: ChatCompletionRequest) -> bool:
@@ -100,28 +107,42 @@ def _grammar(asked: ChatCompletionRequest, model: ServedModel) -> Grammar | None
 
 
 def _call_schema(asked: ChatCompletionRequest) -> dict[str, Any]:
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": _arguments_schema(tool.function.parameters or {}),
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in asked.tools or ()
-        if tool.function.name in _names(asked)
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+    functions = [tool.function for tool in asked.tools or () if tool.function.name in _names(asked)]
+    if len(functions) == 1:
+        return _one_call(functions[0], "#")
+    return {"anyOf": [_one_call(function, f"#/anyOf/{i}") for i, function in enumerate(functions)]}
 
 
-def _arguments_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _one_call(function: FunctionDefinition, root: str) -> dict[str, Any]:
+    """The schema of a call of ``function``, to stand at ``root`` of a larger one."""
+    arguments = _rebased(_closed(function.parameters or {}), f"{root}/properties/arguments")
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function.name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     # Small models fill open objects with inventions until they are cut off; what the schema does not name, no
     # function expects.
-    if schema and "properties" not in schema:
+    if schema and ("properties" not in schema or schema.keys() & {"allOf", "anyOf", "oneOf", "$ref"}):
         return schema
     return {"type": "object", "properties": {}, "additionalProperties": False, **schema}
+
+
+def _rebased(schema: Any, root: str) -> Any:
+    """The schema with its references from its own root pointing to where that root now stands."""
+    if isinstance(schema, list):
+        return [_rebased(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    reference = schema.get("$ref")
+    rebased = {key: _rebased(value, root) for key, value in schema.items()}
+    if isinstance(reference, str) and reference.startswith("#"):
+        rebased["$ref"] = root + reference[1:]
+    return rebased
 
 
 class _Reply:
@@ -141,10 +162,7 @@ class _Reply:
             parts = [part async for part in self._answer if isinstance(part, Delta)]
         finally:
             self._answer.cancel()
-        choices = [
-            self._choice(index, [part for part in parts if part.index == index])
-            for index in range(len(self._answer.requests))
-        ]
+        choices = [self._choice(index, own) for index, own in enumerate(by_choice(parts, len(self._answer.requests)))]
         return ChatCompletion(
             id=self._id,
             created=self._created,

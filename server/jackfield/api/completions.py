@@ -7,7 +7,7 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jackfield.answer import Answer, Delta
+from jackfield.answer import Answer, Delta, by_choice
 from jackfield.api import body, sse
 from jackfield.api.generation import engine_request, new_id, now, request_seed
 from jackfield.engine.request import TokenEvent
@@ -74,7 +74,7 @@ class _Reply:
             for prompt in prompts
             for index in each
         ]
-        self.answer = Answer(model, requests, asked.stops)
+        self.answer = Answer(model, requests, asked.stops, each=len(each))
         self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in each]
         self._offsets = [0] * len(requests)
 
@@ -93,7 +93,7 @@ class _Reply:
             id=self._id,
             created=self._created,
             model=self._model.id,
-            choices=[self._choice(index, [p for p in parts if p.index == index]) for index in range(len(self._echoes))],
+            choices=[self._choice(index, own) for index, own in enumerate(by_choice(parts, len(self._echoes)))],
             usage=self.answer.usage(),
         )
 

@@ -53,6 +53,9 @@ def engine_request(
     Raises:
         ContextLengthExceededError: the prompt leaves no room for an answer.
     """
+    if top_logprobs is not None:
+        # Takes up to a second the first time, and this runs on a worker thread.
+        model.tokenizer.token_bytes(0)
     room = model.context_length - len(prompt)
     if room < 1:
         raise ContextLengthExceededError(context_length=model.context_length, prompt_tokens=len(prompt), param=param)
@@ -60,7 +63,8 @@ def engine_request(
         id=uuid.uuid4().hex,
         prompt=tuple(prompt) or _empty_prompt(model, param),
         max_tokens=room if token_limit is None else min(token_limit, room),
-        sampling=sampling(body, model, seed + index),
+        # Spread, so that no choice repeats one of the next seed's.
+        sampling=sampling(body, model, seed ^ (index * 0x9E3779B97F4A7C15)),
         stop_tokens=_stop_tokens(body, model),
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,

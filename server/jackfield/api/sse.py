@@ -41,28 +41,35 @@ async def deltas(answer: Answer) -> AsyncGenerator[Delta | bytes, None]:
     When the engine fails before anything was said, the error goes out as an event. Later it cannot be told without
     harm, since clients repeat the whole request (and tools they have run already), so the answer ends as cut off.
     """
-    begun: set[int] = set()
-    ended: set[int] = set()
+    begun = False
     last = time.monotonic()
     try:
         async for part in answer:
             if isinstance(part, Delta):
-                begun.add(part.index)
-                ended |= {part.index} if part.finish_reason else set()
+                begun = True
                 yield part
             elif time.monotonic() - last > PROGRESS_SECONDS:
                 last = time.monotonic()
                 yield _progress(part)
-    except JackfieldError as error:
+    except Exception as error:
+        failure = _expected(error)
         if not begun:
-            yield event(ErrorEnvelope.model_validate(error.envelope()))
+            yield event(ErrorEnvelope.model_validate(failure.envelope()))
             return
-        logger.warning("A stream ends early: %s", error.message)
-        for index in range(len(answer.requests)):
-            if index not in ended:
-                yield Delta(index, finish_reason="length")
+        logger.warning("A stream ends early: %s", failure.message)
+        for delta in answer.cut_off():
+            yield delta
     finally:
         answer.cancel()
+
+
+def _expected(error: Exception) -> JackfieldError:
+    if isinstance(error, JackfieldError):
+        return error
+    logger.error("Unexpected error in a stream", exc_info=error)
+    return JackfieldError(
+        "The server failed unexpectedly.", code="internal_error", suggestions=("Look at the server's log.",)
+    )
 
 
 def _progress(progress: Progress) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from jackfield import settings as configuration
+from jackfield.cli.progress import RichProgress
 from jackfield.errors import ConfigurationError
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.settings import Settings
@@ -41,8 +42,11 @@ def serve(config: Path | None, **flags: Any) -> None:
     load_blas()
     import_mlx_lm()
     from jackfield.cli.server import run  # noqa: PLC0415
+    from jackfield.models.sources import resolve  # noqa: PLC0415
 
-    asyncio.run(run(settings, _listen(settings)))
+    listener = _listen(settings)
+    folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress())
+    asyncio.run(run(settings, folder, listener))
 
 
 def _listen(settings: Settings) -> socket.socket:

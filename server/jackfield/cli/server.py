@@ -2,29 +2,27 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import uvicorn
 
 from jackfield.app import create_app
-from jackfield.cli.progress import RichProgress
 from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.request import GenerationRequest, SamplingParameters
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
 from jackfield.models import cpu
-from jackfield.models.device import describe, detect_device, load_blas
+from jackfield.models.device import Device, describe, detect_device, load_blas
+from jackfield.models.folder import read_json
 from jackfield.models.loading import Network, load_network
+from jackfield.models.memory import host_memory
 from jackfield.models.registry import Registry, ServedModel
-from jackfield.models.sources import resolve
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 
@@ -50,13 +48,13 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-async def run(settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal comes.
+async def run(settings: Settings, folder: Path, listener: socket.socket) -> None:
+    """Serve the model in ``folder`` until a signal comes.
 
     Raises:
         ModelLoadError: the model cannot be served; the port has not been opened then.
     """
-    model = await load(settings)
+    model = await load(settings, folder)
     host, port = listener.getsockname()[:2]
     listener.listen(BACKLOG)
     click.echo(f"Serving {model.id} on http://{host}:{port}/v1", err=True)
@@ -70,31 +68,33 @@ async def run(settings: Settings, listener: socket.socket) -> None:
         await model.engine.stop()
 
 
-async def load(settings: Settings) -> ServedModel:
-    """Fetch what is missing, load the model and generate a first token with it."""
-    folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress())
+async def load(settings: Settings, folder: Path) -> ServedModel:
+    """Load the model and generate a first token with it."""
     tokenizer = Tokenizer(folder)
-    network: list[Network] = []
-    engine = Engine(_scheduler(settings, folder, network), settings.max_batch + settings.max_queue)
+    loaded: list[tuple[int, int]] = []
+    engine = Engine(_scheduler(settings, folder, loaded), settings.max_batch + settings.max_queue)
     await engine.start()
-    context_length = min(settings.context_length or network[0].context_length, network[0].context_length)
+    ((vocabulary, longest),) = loaded
     return ServedModel(
         id=_model_id(settings.model),
         tokenizer=tokenizer,
         engine=engine,
-        context_length=context_length,
-        vocabulary=network[0].vocabulary_size,
-        defaults=_defaults(folder),
+        context_length=min(settings.context_length or longest, longest),
+        vocabulary=vocabulary,
+        defaults=read_json(folder / "generation_config.json"),
     )
 
 
-def _scheduler(settings: Settings, folder: Path, loaded: list[Network]) -> Callable[[], Scheduler]:
+def _scheduler(settings: Settings, folder: Path, loaded: list[tuple[int, int]]) -> Callable[[], Scheduler]:
+    """What loads the model, and then tells its vocabulary and context length in ``loaded``."""
+
     def load_on_engine_thread() -> Scheduler:
         device = detect_device(load_blas())
         network = load_network(folder, device, dtype=settings.dtype, prepare=cpu.prepare)
         click.echo(describe(device, network.dtype), err=True)
-        loaded.append(network)
-        scheduler = Scheduler(Runner(network.model), PrefixCache(settings.prefix_cache_bytes), settings.max_batch)
+        runner = Runner(network.model)
+        loaded.append((runner.vocabulary, network.context_length))
+        scheduler = Scheduler(runner, PrefixCache(_cache_bytes(settings, device, network)), settings.max_batch)
         _warm_up(scheduler)
         return scheduler
 
@@ -114,6 +114,8 @@ def _model_id(name: str) -> str:
     return path.resolve().name.removesuffix(".gguf") if path.exists() else name
 
 
-def _defaults(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+def _cache_bytes(settings: Settings, device: Device, network: Network) -> int:
+    if settings.prefix_cache_bytes is not None:
+        return settings.prefix_cache_bytes
+    free = host_memory().available if device.kind == "cpu" else device.memory_bytes - network.nbytes
+    return max(free, 0) // 6

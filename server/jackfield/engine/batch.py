@@ -38,6 +38,8 @@ class Sequence:
         """Add a token to the answer; tells whether that ends it, and why."""
         self.answer.append(token)
         ended = self.matcher is not None and self.matcher.advance(token)
+        if self.matcher is not None and self.matcher.failed:
+            return "length"
         if ended or token in self.request.stop_tokens:
             return "stop"
         return "length" if len(self.answer) >= self.request.max_tokens else None
@@ -129,10 +131,14 @@ class DecodeBatch:
 
     def remove(self, leaving: Many[Sequence]) -> None:
         """Drop these sequences, at any point of a step."""
-        going = {id(sequence) for sequence in leaving}
-        keep = [row for row, sequence in enumerate(self.sequences) if id(sequence) not in going]
-        if len(keep) == len(self):
+        if not leaving:
             return
+        keep = list(range(len(self)))
+        # The last row moves into each gap, so that as few rows as possible are copied.
+        for row in sorted(map(self.sequences.index, leaving), reverse=True):
+            last = keep.pop()
+            if row < len(keep):
+                keep[row] = last
         index = mx.array(keep, dtype=mx.int32)
         self._caches.keep(keep)
         self._adjustments.keep(keep)

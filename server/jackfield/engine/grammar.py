@@ -43,6 +43,11 @@ class GrammarMatcher:
         self._matcher.consume_token(token)
         return self._matcher.is_stopped()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the grammar grew too complex on the way (llguidance has limits), so that the answer is not whole."""
+        return self._matcher.is_error()
+
     def fill(self, bits: NDArray[np.int32], row: int) -> None:
         """Write which tokens may come next into row ``row`` of ``bits``, one bit a token."""
         fill_next_token_bitmask(self._matcher, bits, row)

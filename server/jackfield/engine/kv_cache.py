@@ -1,7 +1,8 @@
 """The KV cache of a decode batch: one left-aligned row per sequence, so that sequences come and go without copies.
 
 mlx-lm's own ``BatchKVCache`` aligns rows on the right and rebuilds the whole batch whenever one sequence joins or
-leaves. Here joining writes one row, leaving moves one row, and every step writes each row at its own position.
+leaves. Here joining writes one row, leaving moves the last row into the gap, and every step writes each row at its own
+position.
 """
 
 from collections.abc import Sequence
@@ -120,6 +121,8 @@ class RowKVCache:
                 length = self.rows.lengths[source]
                 self.keys[target, :, :length] = self.keys[source, :, :length]
                 self.values[target, :, :length] = self.values[source, :, :length]
+        rows, longest = len(indices), max((self.rows.lengths[index] for index in indices), default=0)
+        self.keys, self.values = _release(self.keys, rows, longest), _release(self.values, rows, longest)
 
     def extract(self, row: int) -> KVCache:
         """The cache of one row, as views."""
@@ -140,6 +143,14 @@ class RowKVCache:
     def nbytes(self) -> int:
         """Bytes held, used or not."""
         return sum(array.nbytes for array in self.state)
+
+
+def _release(held: mx.array, rows: int, positions: int) -> mx.array:
+    """``held`` without the room that is no longer needed, once that is most of it."""
+    positions = -(-positions // LENGTH_STEP) * LENGTH_STEP
+    if 4 * rows * positions > held.shape[0] * held.shape[2]:
+        return held
+    return mx.contiguous(held[: max(rows, 1), :, :positions])
 
 
 def _reserve(held: mx.array | None, like: mx.array, rows: int, positions: int) -> mx.array:

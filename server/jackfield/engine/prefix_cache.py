@@ -64,6 +64,8 @@ class PrefixCache:
         for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             key = parent, tuple(tokens[start : start + BLOCK_TOKENS])
             if key not in self._blocks:
+                if fresh and (len(fresh) + 1) * fresh[0].nbytes > self.budget:
+                    break
                 self._count += 1
                 fresh.append(_copy(self._count, caches, start))
                 self._blocks[key] = fresh[-1]

@@ -48,12 +48,15 @@ class Runner:
         # Only the caches are evaluated, so the output head is never computed for the prompt.
         self.model(mx.array([list(tokens)]), cache=caches)
         mx.eval([cache.state for cache in caches])
+        # A slice's activations are much larger than a step's: their buffers are of no use to the next one.
+        mx.clear_cache()
 
     def score(self, caches: list[Cache], tokens: Sequence[int], following: Sequence[int], top: int) -> list[TokenEvent]:
         """Like :meth:`prefill`, and tells how likely each token of ``following`` was after the one in ``tokens``."""
         logits = self.model(mx.array([list(tokens)]), cache=caches)[0]
         scores = logprobs(logits, mx.array(list(following)), top)
         mx.eval([cache.state for cache in caches], scores)
+        mx.clear_cache()
         return token_events(following, scores)
 
     def decode(self, tokens: mx.array, caches: "CacheBatch") -> mx.array:

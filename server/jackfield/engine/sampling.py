@@ -13,10 +13,11 @@ _MASK_64 = (1 << 64) - 1
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on nothing but the seed and the token's position in the answer.
 
-    SplitMix64's finalizer over both (Steele, Lea & Flood, OOPSLA 2014), 53 bits of it.
+    SplitMix64's finalizer over both (Steele, Lea & Flood, OOPSLA 2014), 24 bits of it: as many as float32 holds, so
+    that no draw is rounded up to 1.
     """
     state = _mix(_mix(seed & _MASK_64) + (position + 1) * 0x9E3779B97F4A7C15)
-    return (state >> 11) * 2.0**-53
+    return (state >> 40) * 2.0**-24
 
 
 def _mix(value: int) -> int:
@@ -74,7 +75,8 @@ class Sampler:
 
 
 def _kind(parameters: SamplingParameters) -> str:
-    if parameters.temperature == 0 or parameters.top_k == 1:
+    # Dividing by next to nothing would overflow; the most likely token is what it would lead to.
+    if parameters.temperature < 1e-5 or parameters.top_k == 1:
         return "greedy"
     cut = parameters.top_k > 0 or parameters.top_p < 1 or parameters.min_p > 0
     return "cut" if cut else "whole"
@@ -184,7 +186,7 @@ class Adjustments:
             weakened = mx.where(adjusted > 0, adjusted / penalty, adjusted * penalty)
             adjusted = mx.where(self._seen, weakened, adjusted)
         adjusted = adjusted + self._bias
-        if len(self._rows) == logits.shape[0] and self._rows == sorted(self._rows):
+        if self._rows == list(range(logits.shape[0])):
             return adjusted
         logits = logits.astype(mx.float32)
         logits[rows] = adjusted

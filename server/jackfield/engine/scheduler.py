@@ -16,6 +16,9 @@ from jackfield.engine.request import (
 )
 from jackfield.engine.runner import Runner
 
+SCORED_SLICE = 128
+"""The most prompt tokens that are scored in one go."""
+
 Events = list[tuple[str, EngineEvent]]
 """Events with the id of the request they belong to."""
 
@@ -71,21 +74,20 @@ class Scheduler:
         """Put a request in the queue."""
         self.waiting.append(Sequence(request))
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a request, wherever it is; what was computed for it stays in the prefix cache."""
-        self.waiting = deque(s for s in self.waiting if s.request.id != request_id)
-        if self.reading and self.reading.request.id == request_id:
+    def cancel(self, request_ids: frozenset[str]) -> None:
+        """Forget these requests, wherever they are; what was computed for them stays in the prefix cache."""
+        self.waiting = deque(s for s in self.waiting if s.request.id not in request_ids)
+        if self.reading and self.reading.request.id in request_ids:
             self._remember(list(self.reading.request.prompt[: self.reading.processed]), self.reading)
             self.reading = None
-        self._retire([s for s in self.batch.sequences if s.request.id == request_id])
+        self._retire([s for s in self.batch.sequences if s.request.id in request_ids])
 
-    def clear(self) -> list[str]:
-        """Drop all requests, after a failure; their ids."""
-        dropped = [*self.waiting, *([self.reading] if self.reading else []), *self.batch.sequences]
+    def clear(self) -> None:
+        """Drop all requests after a failure, and the prefix cache, which may hold what was never computed."""
         self.waiting.clear()
         self.reading = None
         self.batch = DecodeBatch(self.runner)
-        return [sequence.request.id for sequence in dropped]
+        self.prefix_cache.clear()
 
     def step(self) -> Events:
         """A slice of the prompt that is being read, and one token for everybody who is being answered."""
@@ -109,7 +111,11 @@ class Scheduler:
 
     def _read(self, sequence: Sequence, events: Events) -> None:
         request = sequence.request
-        end = min(sequence.processed + self.pace.slice(len(self.batch)), len(request.prompt) - 1)
+        size = self.pace.slice(len(self.batch))
+        if request.prompt_logprobs:
+            # Here the slice's logits are needed, each as long as the vocabulary.
+            size = min(size, SCORED_SLICE)
+        end = min(sequence.processed + size, len(request.prompt) - 1)
         tokens = request.prompt[sequence.processed : end]
         if tokens:
             started = time.perf_counter()
@@ -136,9 +142,6 @@ class Scheduler:
         if request.prompt_logprobs:
             scored = (TokenEvent(request.prompt[0]), *sequence.scored)
             events.append((request.id, PromptLogprobsEvent(scored)))
-        if request.max_tokens == 0:
-            events.append((request.id, FinishEvent("length")))
-            return
         self._remember(list(request.prompt[:-1]), sequence)
         self.batch.join(sequence)
 

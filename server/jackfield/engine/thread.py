@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
@@ -26,9 +26,9 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A request that nobody waits for any more."""
+    """Requests that nobody waits for any more."""
 
-    request_id: str
+    request_ids: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,11 @@ class Engine:
         self._waiting[request.id] = deliver
         self._inbox.put(Submit(request))
 
-    def cancel(self, request_id: str) -> None:
-        """Stop work on a request, which gets no more events; harmless when it has ended. Call on the event loop."""
-        if self._waiting.pop(request_id, None) is not None:
-            self._inbox.put(Cancel(request_id))
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Stop work on requests, which get no more events; harmless for those ended. Call on the event loop."""
+        waiting = frozenset(one for one in request_ids if self._waiting.pop(one, None) is not None)
+        if waiting:
+            self._inbox.put(Cancel(waiting))
 
     def _deliver(self, events: Events) -> None:
         by_request: dict[str, list[EngineEvent]] = {}
@@ -123,6 +124,13 @@ class Engine:
             if deliver is not None:
                 deliver(own)
 
+    def _fail(self, error: EngineError) -> None:
+        # All that wait, those too whose requests the engine has not taken from its inbox yet.
+        waiting, self._waiting = self._waiting, {}
+        self._inbox.put(Cancel(frozenset(waiting)))
+        for deliver in waiting.values():
+            deliver([FinishEvent("error", error)])
+
     # Everything below runs on the engine thread.
 
     def _run(self) -> None:
@@ -134,10 +142,25 @@ class Engine:
             return
         self.state = "ready"
         self._call(self._loaded.set_result, None)
-        while self._hear(scheduler):
-            self._work(scheduler)
+        while self._turn(scheduler):
+            pass
         self.state = "stopped"
-        self._fail(scheduler, EngineError("The server is shutting down.", retry_after=10))
+        self._call(self._fail, EngineError("The server is shutting down.", retry_after=10))
+
+    def _turn(self, scheduler: Scheduler) -> bool:
+        """Take all messages and do one step; False at the end."""
+        try:
+            if not self._hear(scheduler):
+                return False
+            events = scheduler.step()
+        except BaseException as error:  # also the panics of extensions written in Rust
+            logger.exception("The engine failed; all its requests end.")
+            scheduler.clear()
+            self._call(self._fail, EngineError(f"The engine failed: {error}", suggestions=("Send it again.",)))
+            return True
+        if events:
+            self._call(self._deliver, events)
+        return True
 
     def _hear(self, scheduler: Scheduler) -> bool:
         """Take all messages, waiting for one when there is nothing else to do; False at the end."""
@@ -145,26 +168,11 @@ class Engine:
             match self._inbox.get():
                 case Submit(request):
                     scheduler.submit(request)
-                case Cancel(request_id):
-                    scheduler.cancel(request_id)
+                case Cancel(request_ids):
+                    scheduler.cancel(request_ids)
                 case Stop():
                     return False
         return True
-
-    def _work(self, scheduler: Scheduler) -> None:
-        try:
-            events = scheduler.step()
-        except Exception as error:
-            logger.exception("The engine failed in a step; all its requests end.")
-            self._fail(scheduler, EngineError(f"The engine failed: {error}", suggestions=("Send the request again.",)))
-            return
-        if events:
-            self._call(self._deliver, events)
-
-    def _fail(self, scheduler: Scheduler, error: EngineError) -> None:
-        events: Events = [(request_id, FinishEvent("error", error)) for request_id in scheduler.clear()]
-        if events:
-            self._call(self._deliver, events)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         try:

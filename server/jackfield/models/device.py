@@ -158,6 +158,9 @@ def _gpu(mx: "ModuleType", blas: Blas) -> Device:
     info = mx.device_info(mx.gpu)
     memory = next(filter(None, map(info.get, ("max_recommended_working_set_size", "total_memory", "memory_size"))), 0)
     kind: Literal["metal", "cuda"] = "metal" if mx.metal.is_available() else "cuda"
+    if kind == "metal" and memory:
+        # Otherwise macOS pages out the weights of a large model between requests.
+        mx.set_wired_limit(int(memory))
     return Device(kind, str(info.get("device_name", kind)), int(memory), blas, _cores())
 
 

@@ -59,6 +59,21 @@ def check_folder(folder: Path, *, weights: bool = True) -> None:
         )
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is no such file.
+
+    Raises:
+        ModelLoadError: the file is damaged.
+    """
+    try:
+        content = json.loads(file.read_bytes()) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file} cannot be read: {error}.", suggestions=("Download the model again.",)) from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{file} holds no JSON object.", suggestions=("Download the model again.",))
+    return content
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json``, with at least a ``model_type``."""
     file = folder / "config.json"

@@ -1,6 +1,6 @@
 """The tokenizer of a model: text to token ids and back, and its chat template."""
 
-import json
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from jackfield.errors import InvalidRequestError, ModelLoadError
+from jackfield.models.folder import read_json
 
 Message = dict[str, Any]
 """One message as chat templates expect it: ``role``, ``content`` and perhaps ``tool_calls``."""
@@ -31,6 +32,8 @@ class Tokenizer:
                 suggestions=("Check that tokenizer.json and tokenizer_config.json are there and whole.",),
             ) from error
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
+        own = inspect.signature(type(self._tokenizer).apply_chat_template).parameters
+        self._reserved = frozenset(own) - {"kwargs"}
         self.template: str = self._tokenizer.get_chat_template() if self._tokenizer.chat_template else ""
 
     @cached_property
@@ -78,13 +81,21 @@ class Tokenizer:
                 param="messages",
                 suggestions=("Use /v1/completions.", "Serve an instruction-tuned model."),
             )
+        if taken := sorted(self._reserved & options.keys()):
+            # Among them a template of the client's own, which could keep the server busy for ever.
+            raise InvalidRequestError(
+                f"chat_template_kwargs.{taken[0]} is not a variable of the model's template.",
+                param=f"chat_template_kwargs.{taken[0]}",
+                code="invalid_value",
+                suggestions=("Leave it out: only variables for the template may be set.",),
+            )
         try:
             return str(
                 self._tokenizer.apply_chat_template(
                     list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **options
                 )
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise InvalidRequestError(
                 f"The model's chat template refuses this conversation: {error}",
                 param="messages",
@@ -121,7 +132,6 @@ def _end_tokens(folder: Path, own: int | None) -> frozenset[int]:
     """All tokens that end an answer: models name them in up to three places."""
     ids = set() if own is None else {own}
     for name in ("config.json", "generation_config.json"):
-        path = folder / name
-        listed = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
+        listed = read_json(folder / name).get("eos_token_id")
         ids.update([listed] if isinstance(listed, int) else listed or [])
     return frozenset(ids)

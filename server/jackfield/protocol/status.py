@@ -6,7 +6,7 @@ from jackfield.protocol.base import AnswerModel
 
 
 class Health(AnswerModel):
-    """The process is alive and its engine too."""
+    """The process is alive."""
 
     always: ClassVar = ("status",)
 

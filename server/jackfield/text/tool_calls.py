@@ -35,9 +35,9 @@ def parse_call(text: str, names: frozenset[str]) -> ToolCallText | None:
     try:
         call = json.loads(text)
         name, arguments = call["name"], call.get("arguments", {})
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if name not in names or not isinstance(arguments, dict):
+    if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
         return None
     return ToolCallText(name, json.dumps(arguments, ensure_ascii=False))
 
