@@ -91,6 +91,16 @@ def test_rows_keep_their_own_positions_while_others_come_and_go(actions):
         batch.check()
 
 
+def test_rows_that_hold_nothing_yet_change_places():
+    batch = Batch()
+    for length in (2, 0, 0):
+        batch.join(length)
+    batch.leave(0)
+    assert len(batch.expected) == 2
+    batch.step()
+    batch.check()
+
+
 def test_rows_longer_than_one_step_of_growth():
     batch = Batch()
     batch.join(LENGTH_STEP - 1)

@@ -117,8 +117,9 @@ class RowKVCache:
         if self.keys is None or self.values is None:
             return
         for target, source in enumerate(indices):
-            if target != source:
-                length = self.rows.lengths[source]
+            length = self.rows.lengths[source]
+            # A row without positions may have no room of its own yet.
+            if target != source and length:
                 self.keys[target, :, :length] = self.keys[source, :, :length]
                 self.values[target, :, :length] = self.values[source, :, :length]
         rows, longest = len(indices), max((self.rows.lengths[index] for index in indices), default=0)
