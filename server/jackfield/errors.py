@@ -145,6 +145,42 @@ class EngineError(UnavailableError):
     code = "engine_error"
 
 
+class MemoryPressureError(UnavailableError):
+    """The machine's memory is short at the moment; nothing is wrong with the request."""
+
+    code = "memory_pressure"
+
+    def __init__(self, message: str = "The server is short of memory at the moment.", *, retry_after: int = 5) -> None:
+        super().__init__(
+            message,
+            retry_after=retry_after,
+            suggestions=(
+                "Try again after the seconds in Retry-After: the server goes on by itself.",
+                "Close other programs, or set memory_limit, kv_bits or context_length lower.",
+            ),
+        )
+
+
+class DeadlineExceededError(JackfieldError):
+    """The client's own time limit passed before the answer began."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request's time limit passed before its answer began.",
+            param="timeout",
+            suggestions=("Allow more time in 'timeout'.", "Try again when fewer requests wait."),
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """OpenAI's SDKs would send it again at once, to wait as long as before."""
+        return {"x-should-retry": "false"}
+
+
 class ModelLoadError(JackfieldError):
     """A model cannot be served; the message says why and the suggestions what to do."""
 

@@ -1,13 +1,29 @@
 """What goes into the engine and what comes out of it: plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jackfield.engine.grammar import Grammar
 from jackfield.errors import JackfieldError
 
-FinishReason = Literal["stop", "length", "error"]
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+FinishReason = Literal["stop", "length", "timeout", "error"]
+
+MissReason = Literal["new", "diverged", "evicted", "damaged", "short", "no_snapshot", "scored", "off"]
+"""Why the prefix cache did not serve a whole prompt.
+
+``new``: nothing that starts like it was seen before. ``diverged``: it goes on differently from what was seen.
+``evicted``: it was seen, but has had to go since. ``damaged``: its file on disk was not what had been written.
+``short``: it is shorter than a block. ``no_snapshot``: the model's state can be taken up at certain points only, and
+none was kept here. ``scored``: the prompt's own log probabilities were asked for. ``off``: there is no cache.
+"""
+
+LogitsProcessor = Callable[["tuple[int, ...]", "mx.array"], "mx.array"]
+"""Takes a sequence's tokens (prompt and answer) and its next logits, float [vocabulary], and answers logits like
+them. Runs on the engine thread at every step; when it raises, that one request ends with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +66,40 @@ class GenerationRequest:
     prompt_logprobs: bool = False
     """Also report the log probabilities of the prompt's own tokens."""
     grammar: Grammar | None = None
+    processors: tuple[LogitsProcessor, ...] = ()
+    priority: int = 0
+    """Lower ones go first; a second of waiting counts as one less, so that nobody waits for ever."""
+    deadline: float | None = None
+    """When the answer has to end, on ``time.monotonic``'s clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What the prefix cache gave a request."""
+
+    tokens: int = 0
+    """Tokens of the prompt that did not have to be processed."""
+    from_disk: int = 0
+    """Of these, the ones that were read from disk."""
+    miss: MissReason | None = None
+    """Why it was not the whole prompt (but for less than a block at its end, which always runs); None if it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartEvent:
+    """The request has left the queue for the first time; once a request, before all its other events."""
+
+    waited: float
+    """Seconds in the queue."""
+    cache: CacheUse
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillEvent:
-    """Progress of the prompt: ``cached`` of ``total`` tokens came from the prefix cache, ``done`` are processed."""
+    """Progress of the prompt: ``done`` of ``total`` tokens are processed or came from the prefix cache."""
 
     done: int
     total: int
-    cached: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +124,14 @@ class FinishEvent:
     """The last event of every request that was not cancelled."""
 
     reason: FinishReason
+    """``timeout``: the deadline came while the answer was being written; what there is of it is good."""
     error: JackfieldError | None = None
+    preemptions: int = 0
+    """How often the request had to make room for others, and was processed again later."""
+    prefill_seconds: float = 0.0
+    """From leaving the queue to the end of the prompt."""
+    decode_seconds: float = 0.0
+    """From the end of the prompt to the last token."""
 
 
-EngineEvent = PrefillEvent | TokenEvent | PromptLogprobsEvent | FinishEvent
+EngineEvent = StartEvent | PrefillEvent | TokenEvent | PromptLogprobsEvent | FinishEvent

@@ -1,0 +1,39 @@
+"""What the engine has done and is doing, in numbers: written on the engine thread, read by anyone."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts since the start, and how things stand. Readers may see one field a step older than another."""
+
+    waiting: int = 0
+    """Requests in the queue."""
+    reading: int = 0
+    """Requests whose prompts are being processed."""
+    running: int = 0
+    """Requests that are being answered."""
+    prompt_tokens: int = 0
+    """Prompt tokens of all requests that left the queue, cached or not."""
+    cached_tokens: Counter[str] = field(default_factory=Counter)
+    """Of these, the ones the prefix cache had, by tier: ``memory``, ``disk``."""
+    generated_tokens: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
+    """Requests whose prompt was not cached as a whole, by MissReason."""
+    hits: int = 0
+    """Requests whose prompt was."""
+    preemptions: int = 0
+    """Times that a request had to make room for others."""
+    restarts: int = 0
+    """Times that the engine was started anew after a failure."""
+    kv_bytes: int = 0
+    """Keys and values of the requests being processed and answered."""
+    cache_bytes: dict[str, int] = field(default_factory=dict)
+    """Size of the prefix cache, by tier."""
+    evictions: dict[str, int] = field(default_factory=dict)
+    """Blocks that had to leave the prefix cache, by tier."""
+    device_bytes: int = 0
+    """Bytes that MLX holds in all: weights, caches, and what a step needs."""
+    pressure: str = "none"
+    """How short memory is: ``none``, ``evicting``, ``slowing``, ``refusing``."""
