@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from mlx import nn
 from mlx_lm.models import base, qwen2
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
 
+from jackfield.engine.attention import attend_by_slab
 from jackfield.models import cpu
 from jackfield.models.device import Blas, Device
 
@@ -47,6 +48,17 @@ def test_attention_is_attention(mask, rows, count, positions):
     given = {"bool": visible, "additive": mx.where(visible, 0.0, -1e9)}.get(mask, mask)
     expected = base.scaled_dot_product_attention(queries, keys, values, None, 0.25, given)
     assert mx.allclose(cpu.attention(queries, keys, values, None, 0.25, given), expected, atol=1e-5).item()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("count", [1, 5])
+def test_attention_reads_quantized_keys_and_values(bits, count):
+    cache = QuantizedKVCache(32, bits)
+    queries, keys, values = random(2, 6, count, 32), random(2, 3, 40, 32, seed=1), random(2, 3, 40, 32, seed=2)
+    mask = mx.arange(40)[None] <= mx.arange(30, 30 + count)[:, None]
+    held = mx.quantize(keys, 32, bits), mx.quantize(values, 32, bits)
+    expected = base.scaled_dot_product_attention(queries + 0, *held, cache, 0.25, mask)
+    assert mx.allclose(cpu.attention(queries + 0, *held, cache, 0.25, mask), expected, atol=1e-5).item()
 
 
 @pytest.mark.parametrize("offset", [0, 7, mx.array([3, 0, 11])])
@@ -94,6 +106,16 @@ def test_a_prepared_model_gives_the_same_logits(monkeypatch):
     caches = make_prompt_cache(prepared)
     prepared(tokens[:, :40], cache=caches)
     assert mx.allclose(prepared(tokens[:, 40:], cache=caches), expected[:, 40:], atol=1e-4).item()
+
+
+def test_what_wraps_a_faster_layer_stays(monkeypatch):
+    monkeypatch.setattr(qwen2, "scaled_dot_product_attention", base.scaled_dot_product_attention)
+    monkeypatch.setattr(qwen2, "swiglu", qwen2.swiglu)
+    attend_by_slab(cpu.prepare(model=qwen(), config={}, device=CPU))
+    wrapped = qwen2.scaled_dot_product_attention
+    assert wrapped.__wrapped__ is cpu.attention
+    cpu.prepare(model=qwen(), config={}, device=CPU)
+    assert qwen2.scaled_dot_product_attention is wrapped
 
 
 def test_other_devices_are_left_alone():

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from mlx import nn
 from mlx_lm.models import base
-from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import load_model
 
 from jackfield.engine.kv_cache import RowKVCache, Rows
+from jackfield.engine.runner import CacheBatch, Runner
+from jackfield.engine.slab import ONE_SLAB
 from model_fixtures import random_weights, tiny_config, write_model
 
 LAYERS, HEADS, DIMENSION, VOCABULARY = 2, 2, 4, 64
@@ -125,7 +127,7 @@ def test_these_have_others_too(architecture: str, other: type) -> None:
 def test_a_new_kv_cache_is_empty() -> None:
     cache = KVCache()
     empty = (cache.keys, cache.values, cache.offset)
-    assert empty == (None, None, 0), "RowKVCache.extend and extract make and read such caches"
+    assert empty == (None, None, 0), "RowKVCache.extract and kv_cache.arrays make and read such caches"
 
 
 def test_a_kv_cache_returns_all_positions_in_order() -> None:
@@ -135,7 +137,7 @@ def test_a_kv_cache_returns_all_positions_in_order() -> None:
         keys, values = cache.update_and_fetch(positions(*new), -positions(*new))
         assert numbers(keys) == list(range(end)), "update_and_fetch returns every position so far (engine/prefix_cache)"
         assert numbers(values) == [-value for value in range(end)], "and so it does for values"
-        assert cache.offset == end, "offset counts positions; RowKVCache.extend trusts it"
+        assert cache.offset == end, "offset counts positions; CacheBatch.join trusts it"
         held = numbers(cache.keys)[:end], numbers(cache.values)[:end]
         assert held == (numbers(keys), numbers(values)), "keys and values begin with them; blocks are cut from there"
 
@@ -161,6 +163,39 @@ def test_a_kv_caches_state_is_what_has_to_be_evaluated() -> None:
     assert cache.nbytes >= cache.keys.nbytes + cache.values.nbytes, "nbytes counts them (memory figures)"
 
 
+# ---------------------------------------------------------------------------------------- QuantizedKVCache
+
+
+def varied(rows: int, heads: int, count: int) -> mx.array:
+    """Keys, values or queries [rows, heads, count, 32]."""
+    return mx.random.normal((rows, heads, count, 32), key=mx.random.key(count + heads))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_cache_holds_what_quantize_makes_of_each_token(bits: int) -> None:
+    cache = QuantizedKVCache(32, bits)
+    assert (cache.keys, cache.offset, cache.group_size, cache.bits) == (None, 0, 32, bits), "empty (engine/kv_cache)"
+    new = varied(1, 2, 5)
+    for position in range(5):
+        keys, values = cache.update_and_fetch(new[:, :, position : position + 1], -new[:, :, position : position + 1])
+    for held, expected in zip(
+        (*keys, *values), (*mx.quantize(new, 32, bits), *mx.quantize(-new, 32, bits)), strict=True
+    ):
+        assert mx.array_equal(held, expected), "packed, scales and biases, a token by itself, along the head dimension"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_quantized_attention_takes_bool_masks_and_grouped_heads(count: int) -> None:
+    queries, keys, values = varied(2, 4, count), varied(2, 2, 9), varied(2, 2, 10)[:, :, :9]
+    mask = mx.arange(9) <= mx.array([[4], [9 - count]])[..., None, None] + mx.arange(count)[:, None]
+    packed, packed_values = mx.quantize(keys, 32, 8), mx.quantize(values, 32, 8)
+    cache = QuantizedKVCache(32, 8)
+    found = base.scaled_dot_product_attention(queries + 0, packed, packed_values, cache=cache, scale=0.2, mask=mask)
+    plain = [mx.dequantize(*part, 32, 8) for part in (packed, packed_values)]
+    expected = mx.fast.scaled_dot_product_attention(queries, *plain, scale=0.2, mask=mask)
+    assert mx.allclose(found, expected, atol=1e-5), "a cache with `bits` gets quantized attention, rows masked each"
+
+
 # ---------------------------------------------------------------------------------------- what networks ask of caches
 
 
@@ -176,15 +211,13 @@ class Watched:
         return getattr(self._cache, name)
 
 
-def joined(caches: list[list[KVCache]]) -> tuple[Rows, list[RowKVCache]]:
-    """One row for each list, which has one cache a layer."""
-    rows = Rows()
-    layers = [RowKVCache(rows) for _ in range(LAYERS)]
+def joined(caches: list[list[KVCache]]) -> CacheBatch:
+    """One row for each list, which has one cache a layer, in one slab."""
+    empty = [[mx.zeros((0, 2, 0, 8))] * 2] * LAYERS
+    batch = CacheBatch([KVCache()] * LAYERS, empty, ONE_SLAB)
     for row in caches:
-        for layer, cache in zip(layers, row, strict=True):
-            layer.extend(cache)
-        rows.append(row[0].offset)
-    return rows, layers
+        batch.join(row, row[0].offset)
+    return batch
 
 
 @pytest.mark.parametrize("architecture", [*DENSE, "qwen3_moe"])
@@ -193,8 +226,9 @@ def test_networks_ask_row_caches_only_for_what_they_have(architecture: str) -> N
     read = [make_prompt_cache(model) for _ in range(2)]
     for caches, prompt in zip(read, ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10]), strict=True):
         model(mx.array([prompt]), cache=caches)
-    _, layers = joined(read)
-    watched = [Watched(layer) for layer in layers]
+    batch = joined(read)
+    batch.reserve(1)
+    watched = [Watched(layer) for layer in batch.layers]
     together = model(mx.array([[11], [12]]), cache=watched)
     asked = set().union(*(layer.asked for layer in watched))
     known = {"offset", "update_and_fetch", "make_mask", "bits"}
@@ -203,6 +237,11 @@ def test_networks_ask_row_caches_only_for_what_they_have(architecture: str) -> N
         alone = model(mx.array([[token]]), cache=caches)
         difference = mx.max(mx.abs(together[row] - alone[0])).item()
         assert difference < 1e-4, "one offset a row (an array) means each row's own positions"
+
+
+@pytest.mark.parametrize("architecture", [*DENSE, "qwen3_moe", "gpt_oss", "qwen3_next"])
+def test_networks_attend_slab_by_slab(architecture: str) -> None:
+    assert Runner(network(architecture)).ragged, f"{architecture}'s attention is no longer the function of its module"
 
 
 def test_masks_are_asked_of_the_cache() -> None:
@@ -219,7 +258,9 @@ def test_masks_are_asked_of_the_cache() -> None:
 
 def test_a_cache_without_bits_gets_plain_attention() -> None:
     queries, keys = positions(1, 2), positions(1, 2)
-    plain = base.scaled_dot_product_attention(queries, keys, keys, cache=RowKVCache(Rows()), scale=0.5, mask=None)
+    plain = base.scaled_dot_product_attention(
+        queries, keys, keys, cache=RowKVCache(Rows(ONE_SLAB, []), 0), scale=0.5, mask=None
+    )
     expected = mx.fast.scaled_dot_product_attention(queries, keys, keys, scale=0.5, mask=None)
     assert mx.array_equal(plain, expected), "a cache is taken for quantized when it has `bits`, and RowKVCache has none"
 

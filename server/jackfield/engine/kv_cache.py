@@ -2,168 +2,255 @@
 
 mlx-lm's own ``BatchKVCache`` aligns rows on the right and rebuilds the whole batch whenever one sequence joins or
 leaves. Here joining writes one row, leaving moves the last row into the gap, and every step writes each row at its own
-position.
+position. Rows of similar length share a :class:`Slab`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-LENGTH_STEP = 256
-"""Rows grow by this many positions, so that growing is rare."""
+from jackfield.engine.attention import BySlab
+from jackfield.engine.slab import Arrays, Row, Slab, SlabSizes, taken
+
+NEVER = 1 << 62
+"""The limit of a slab that its row never leaves."""
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether a layer's cache keeps every position by itself."""
+    return type(cache) in (KVCache, QuantizedKVCache)
+
+
+def arrays(cache: Any) -> Arrays:
+    """What one sequence's plain cache holds in one layer; nothing at all before its first token."""
+    keys, values = cache.keys, cache.values
+    if keys is None:
+        return []
+    return [keys, values] if isinstance(keys, mx.array) else [*keys, *values]
 
 
 class Rows:
-    """The lengths of the batch's rows: one object that the caches of all layers share."""
+    """The rows of a decode batch and the slabs they lie in: one object that the caches of all layers share.
 
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self.offset = mx.array([], dtype=mx.int32)
-        """Position of the next token of each row; int32, shape [rows]."""
-        self._index: tuple[mx.array, mx.array] | None = None
-        self._mask: mx.array | None = None
+    The batch has its own order of rows. Networks see them in that of the slabs: :meth:`placed` and :meth:`restored`
+    translate.
+
+    Args:
+        sizes: which rows share a slab.
+        empty: one layer's arrays after another, [0, KV heads, 0, width], for their shapes and types.
+    """
+
+    def __init__(self, sizes: SlabSizes, empty: Sequence[Arrays]) -> None:
+        self.slabs: list[Slab] = []
+        self._rows: list[Row] = []
+        self._sizes = sizes
+        self._empty = empty
+        self._offset: mx.array | None = None
+        self._order: tuple[mx.array, mx.array] | None = None
 
     @property
-    def longest(self) -> int:
-        """Positions in use in the longest row."""
-        return max(self.lengths, default=0)
+    def lengths(self) -> list[int]:
+        """Positions that each row holds, in the batch's order."""
+        return [row.length for row in self._rows]
 
-    def append(self, length: int) -> None:
-        """Add a row at the end that already holds ``length`` positions."""
-        self._set([*self.lengths, length])
+    @property
+    def in_slabs(self) -> list[Row]:
+        """All rows in the order of the slabs."""
+        return [row for slab in self.slabs for row in slab.rows]
+
+    def place(self, row: int) -> int:
+        """Where a row of the batch is in the order of the slabs."""
+        return self.in_slabs.index(self._rows[row])
+
+    @property
+    def offset(self) -> mx.array:
+        """Position of the next token of each row, in the order of the slabs; int32 [rows]."""
+        if self._offset is None:
+            self._offset = mx.array([row.length for row in self.in_slabs], dtype=mx.int32)
+        return self._offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, used or not."""
+        return sum(slab.nbytes for slab in self.slabs)
+
+    # Rows that come and go
+
+    def append(self, length: int, layers: Sequence[Arrays]) -> Row:
+        """Take over a row at the end that holds ``length`` positions: arrays [1, KV heads, length or more, width]."""
+        row = Row(length)
+        layers = [given or empty for given, empty in zip(layers, self._empty, strict=True)]
+        slab = self._slab(length + 1)
+        if slab.rows:
+            slab.add(row, layers)
+        else:
+            slab.adopt(row, layers)
+        self._rows.append(row)
+        self._moved()
+        return row
 
     def keep(self, indices: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
-        self._set([self.lengths[index] for index in indices])
+        self._rows = [self._rows[index] for index in indices]
+        kept = set(self._rows)
+        for slab in self.slabs:
+            slab.keep(kept)
+        self._moved()
 
-    def advance(self, count: int) -> None:
-        """Every row has ``count`` positions more (or fewer, when negative)."""
-        self._set([length + count for length in self.lengths])
+    def reserve(self, count: int) -> None:
+        """Make room for ``count`` more positions in every row; rows may change their slabs."""
+        for slab in list(self.slabs):
+            outgrown = [row for row in slab.rows if row.length + count > slab.limit]
+            if outgrown:
+                self._move(outgrown, slab, count)
+        for slab in self.slabs:
+            slab.reserve(count)
 
-    def _set(self, lengths: list[int]) -> None:
-        self.lengths = lengths
-        self.offset = mx.array(lengths, dtype=mx.int32)
-        self._index = self._mask = None
+    def _move(self, rows: Sequence[Row], source: Slab, count: int) -> None:
+        for row in rows:
+            target = self._slab(row.length + count)
+            target.add(row, [source.views(row, layer) for layer in range(len(self._empty))])
+        source.keep(set(source.rows) - set(rows))
+        self._moved()
 
-    def index(self, count: int) -> tuple[mx.array, mx.array]:
-        """Row numbers [rows, 1] and positions [rows, count] of the tokens that come in; int32."""
-        if self._index is None:
-            rows = mx.arange(len(self.lengths), dtype=mx.int32)[:, None]
-            self._index = rows, self.offset[:, None] + mx.arange(count, dtype=mx.int32)
-        return self._index
+    def _slab(self, positions: int) -> Slab:
+        """The slab for a row that needs so many positions."""
+        limit = self._sizes.limit(positions)
+        found = next((slab for slab in self.slabs if slab.limit == limit), None)
+        if found is None:
+            found = Slab(limit or NEVER, self._sizes, self._empty)
+            self.slabs.append(found)
+        return found
 
-    def mask(self, count: int) -> mx.array | None:
-        """Which positions each incoming token may see; bool [rows, 1, count, longest + count], None for all."""
-        if count == 1 and min(self.lengths) == self.longest:
+    def _moved(self) -> None:
+        self.slabs = [slab for slab in self.slabs if slab.rows]
+        self._offset = self._order = None
+
+    # Steps
+
+    def advance(self, count: int | Sequence[int]) -> None:
+        """Every row has ``count`` positions more (or fewer, when negative); or each its own count."""
+        counts = [count] * len(self._rows) if isinstance(count, int) else count
+        for row, more in zip(self._rows, counts, strict=True):
+            row.length += more
+        for slab in self.slabs:
+            slab.changed()
+        self._offset = None
+
+    def placed(self, values: mx.array) -> mx.array:
+        """The batch's values [rows, ...] in the order of the slabs."""
+        order = self._places()
+        return values if order is None else values[order[0]]
+
+    def restored(self, values: mx.array) -> mx.array:
+        """Values [rows, ...] in the order of the slabs in that of the batch."""
+        order = self._places()
+        return values if order is None else values[order[1]]
+
+    def _places(self) -> tuple[mx.array, mx.array] | None:
+        """Each place's row of the batch and each row's place; None where both are in the same order."""
+        placed = self.in_slabs
+        if placed == self._rows:
             return None
-        if self._mask is None:
-            _, positions = self.index(count)
-            self._mask = (mx.arange(self.longest + count) <= positions[..., None])[:, None]
-        return self._mask
+        if self._order is None:
+            place = {row: index for index, row in enumerate(placed)}
+            row_of = {row: index for index, row in enumerate(self._rows)}
+            self._order = mx.array([row_of[row] for row in placed]), mx.array([place[row] for row in self._rows])
+        return self._order
+
+    def update(self, layer: int, incoming: Arrays) -> list[Arrays]:
+        """Write each row's next positions [rows, KV heads, count, width]; returns what each slab then holds."""
+        if len(self.slabs) == 1:
+            return [self.slabs[0].update(layer, incoming)]
+        return [
+            slab.update(layer, [new[rows] for new in incoming])
+            for slab, rows in zip(self.slabs, taken(self.slabs), strict=True)
+        ]
+
+    def views(self, row: int, layer: int) -> Arrays:
+        """What a row of the batch holds, [1, KV heads, length, width]: views."""
+        found = self._rows[row]
+        slab = next(slab for slab in self.slabs if found in slab.rows)
+        return slab.views(found, layer)
 
 
 class RowKVCache:
-    """Keys and values of one layer for all rows; shape [rows, KV heads, positions, head dimension].
+    """Keys and values of one layer for all rows.
 
     Offers what mlx-lm's model classes ask of a cache: ``offset``, ``update_and_fetch`` and ``make_mask``. The owner
-    of :class:`Rows` advances it once all layers have been updated.
+    of :class:`Rows` makes room before a step, and advances it once all layers have been updated.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, layer: int) -> None:
         self.rows = rows
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.layer = layer
 
     @property
     def offset(self) -> mx.array:
         """Position of each row's next token; int32 [rows]."""
         return self.rows.offset
 
-    def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+    def make_mask(
+        self, count: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | BySlab | None:
         """The attention mask for ``count`` incoming tokens a row."""
         if window_size is not None:
             raise ValueError("sliding windows need a rotating cache")
-        return self.rows.mask(count)
+        masks = [slab.mask(count) for slab in self.rows.slabs]
+        return masks[0] if len(masks) == 1 else BySlab(masks)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write each row's new positions [rows, heads, count, dimension] and return all up to the longest row."""
-        rows, _, count, _ = keys.shape
-        total = self.rows.longest + count
-        self.keys = _reserve(self.keys, keys, rows, total)
-        self.values = _reserve(self.values, values, rows, total)
-        if rows == 1:
-            start = self.rows.longest
-            self.keys[:1, :, start:total] = keys
-            self.values[:1, :, start:total] = values
-        else:
-            row, position = self.rows.index(count)
-            self.keys[row, :, position] = keys.swapaxes(1, 2)
-            self.values[row, :, position] = values.swapaxes(1, 2)
-        return self.keys[:rows, :, :total], self.values[:rows, :, :total]
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Write each row's new positions [rows, KV heads, count, dimension]; returns all up to the longest row's."""
+        held = self.rows.update(self.layer, self._incoming(keys, values))
+        fetched = [self._fetched(arrays) for arrays in held]
+        if len(fetched) == 1:
+            return fetched[0]
+        return BySlab([keys for keys, _ in fetched]), BySlab([values for _, values in fetched])
 
-    def extend(self, other: KVCache) -> None:
-        """Take over the one row of ``other`` as the last row; call before ``Rows.append``."""
-        row, length = len(self.rows.lengths), other.offset
-        if other.keys is None or other.values is None:
-            return
-        self.keys = _reserve(self.keys, other.keys, row + 1, max(length, self.rows.longest))
-        self.values = _reserve(self.values, other.values, row + 1, max(length, self.rows.longest))
-        self.keys[row : row + 1, :, :length] = other.keys[:, :, :length]
-        self.values[row : row + 1, :, :length] = other.values[:, :, :length]
-
-    def filter(self, indices: Sequence[int]) -> None:
-        """Keep only these rows, in this order; call before ``Rows.keep``."""
-        if self.keys is None or self.values is None:
-            return
-        for target, source in enumerate(indices):
-            length = self.rows.lengths[source]
-            # A row without positions may have no room of its own yet.
-            if target != source and length:
-                self.keys[target, :, :length] = self.keys[source, :, :length]
-                self.values[target, :, :length] = self.values[source, :, :length]
-        rows, longest = len(indices), max((self.rows.lengths[index] for index in indices), default=0)
-        self.keys, self.values = _release(self.keys, rows, longest), _release(self.values, rows, longest)
-
-    def extract(self, row: int) -> KVCache:
-        """The cache of one row, as views."""
-        cache = KVCache()
-        if self.keys is not None and self.values is not None:
-            length = self.rows.lengths[row]
-            cache.keys = self.keys[row : row + 1, :, :length]
-            cache.values = self.values[row : row + 1, :, :length]
+    def extract(self, row: int) -> Any:
+        """The cache of one row, as views: copies of them have to be made before the next step."""
+        cache = self._empty()
+        length = self.rows.lengths[row]
+        if length:
+            cache.keys, cache.values = self._fetched(self.rows.views(row, self.layer))
             cache.offset = length
         return cache
 
-    @property
-    def state(self) -> list[mx.array]:
-        """The arrays to evaluate."""
-        return [array for array in (self.keys, self.values) if array is not None]
+    def _incoming(self, keys: mx.array, values: mx.array) -> Arrays:
+        return [keys, values]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, used or not."""
-        return sum(array.nbytes for array in self.state)
+    def _fetched(self, held: Arrays) -> tuple[Any, Any]:
+        return held[0], held[1]
 
-
-def _release(held: mx.array, rows: int, positions: int) -> mx.array:
-    """``held`` without the room that is no longer needed, once that is most of it."""
-    positions = -(-positions // LENGTH_STEP) * LENGTH_STEP
-    if 4 * rows * positions > held.shape[0] * held.shape[2]:
-        return held
-    return mx.contiguous(held[: max(rows, 1), :, :positions])
+    def _empty(self) -> Any:
+        return KVCache()
 
 
-def _reserve(held: mx.array | None, like: mx.array, rows: int, positions: int) -> mx.array:
-    """``held`` with room for at least ``rows`` and ``positions``, shaped and typed as ``like`` for the rest."""
-    _, heads, _, dimension = like.shape
-    positions = -(-positions // LENGTH_STEP) * LENGTH_STEP
-    if held is None:
-        return mx.zeros((rows, heads, positions, dimension), like.dtype)
-    if rows > held.shape[0]:
-        more = max(rows, 2 * held.shape[0]) - held.shape[0]
-        held = mx.concatenate([held, mx.zeros((more, *held.shape[1:]), held.dtype)], axis=0)
-    if positions > held.shape[2]:
-        more = positions - held.shape[2]
-        held = mx.concatenate([held, mx.zeros((*held.shape[:2], more, dimension), held.dtype)], axis=2)
-    return held
+class QuantizedRowKVCache(RowKVCache):
+    """The same in 8 or 4 bits an element, as mlx-lm's ``QuantizedKVCache`` has it: packed uint32, scales and biases.
+
+    mlx-lm takes a cache for quantized by its ``bits``.
+    """
+
+    def __init__(self, rows: Rows, layer: int, group_size: int, bits: int) -> None:
+        super().__init__(rows, layer)
+        self.group_size = group_size
+        self.bits = bits
+
+    def _incoming(self, keys: mx.array, values: mx.array) -> Arrays:
+        return [part for new in (keys, values) for part in mx.quantize(new, self.group_size, self.bits)]
+
+    def _fetched(self, held: Arrays) -> tuple[Any, Any]:
+        return tuple(held[:3]), tuple(held[3:])
+
+    def _empty(self) -> Any:
+        return QuantizedKVCache(self.group_size, self.bits)
+
+
+def row_cache(rows: Rows, layer: int, like: KVCache | QuantizedKVCache) -> RowKVCache:
+    """The batch's counterpart of one sequence's cache."""
+    if isinstance(like, QuantizedKVCache):
+        return QuantizedRowKVCache(rows, layer, like.group_size, like.bits)
+    return RowKVCache(rows, layer)

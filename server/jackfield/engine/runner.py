@@ -5,20 +5,28 @@ of every row at every step, samples row by row as soon as two requests differ, h
 changes its interface with every release.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_prompt_cache
 
-from jackfield.engine.kv_cache import RowKVCache, Rows
+from jackfield.engine.attention import attend_by_slab
+from jackfield.engine.kv_cache import RowKVCache, Rows, arrays, is_plain, row_cache
 from jackfield.engine.logprobs import logprobs, token_events
-from jackfield.engine.prefix_cache import Block, restore
 from jackfield.engine.request import TokenEvent
+from jackfield.engine.slab import ONE_SLAB, Arrays, Row, SlabSizes
+from jackfield.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
 
 Cache = Any
 """One layer's cache: mlx-lm's classes share a protocol but no type."""
+
+TOLERANCE = 0.05
+"""Of the logits' norm: rounding in 16 bits stays well below, attention to the wrong positions does not."""
 
 
 class Runner:
@@ -27,21 +35,52 @@ class Runner:
     Args:
         model: an mlx-lm model, called with tokens int32 [rows, count] and one cache a layer; it answers logits
             [rows, count, vocabulary].
+        kv_bits: 8 or 4 to quantize keys and values; None keeps them as the model makes them.
+        kv_group_size: elements of a head that share a scale; 32 is taken where this does not divide the heads.
+        sizes: which rows of a decode batch share a slab.
+
+    Raises:
+        ModelLoadError: the model's keys and values cannot be quantized.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+        sizes: SlabSizes = SlabSizes(),  # noqa: B008 - frozen
+    ) -> None:
         self.model = model
+        attend_by_slab(model)
+        self._quantization = (_group_size(model, kv_group_size), kv_bits) if kv_bits else None
         # Shapes are known without evaluating anything.
-        self.vocabulary: int = model(mx.array([[0]])).shape[-1]
-        # Only plain KV caches can be cut into blocks: rotating and recurrent ones hold no position by itself.
-        self.shares_prefixes = all(type(cache) is KVCache for cache in make_prompt_cache(model))
+        sample = self.start()
+        self.vocabulary: int = self._first(sample).shape[-1]
+        self.bytes_per_token = sum(map(_growing_bytes, sample))
+        """Bytes that one more position of a row takes, in all layers."""
+        self._fixed_bytes = sum(map(_fixed_bytes, sample))
+        self._empty = [_empty(cache) for cache in sample]
+        self.ragged = self._attends_by_slab(sample)
+        """Whether rows lie in slabs with others of their length; otherwise each takes as much as the longest."""
+        self._sizes = sizes if self.ragged else ONE_SLAB
 
-    def start(self, blocks: Sequence[Block] = ()) -> list[Cache]:
-        """Caches for a new sequence, one a layer, filled with what the prefix cache had."""
+    def start(self) -> list[Cache]:
+        """Empty caches for a new sequence, one a layer."""
         caches: list[Cache] = make_prompt_cache(self.model)
-        if blocks:
-            restore(blocks, caches)
-        return caches
+        if self._quantization is None:
+            return caches
+        return [QuantizedKVCache(*self._quantization) if type(cache) is KVCache else cache for cache in caches]
+
+    def batch(self) -> "CacheBatch":
+        """The caches of an empty decode batch."""
+        return CacheBatch(self.start(), self._empty, self._sizes)
+
+    def row_bytes(self, length: int) -> int:
+        """Bytes that a row of ``length`` positions takes in the decode batch, those of other kinds of layers included.
+
+        In a batch that is not ragged it can be as many as for the longest row.
+        """
+        return self._sizes.room(length) * self.bytes_per_token + self._fixed_bytes
 
     def prefill(self, caches: list[Cache], tokens: Sequence[int]) -> None:
         """Add ``tokens`` to ``caches``; returns when that has happened."""
@@ -60,47 +99,170 @@ class Runner:
         return token_events(following, scores)
 
     def decode(self, tokens: mx.array, caches: "CacheBatch") -> mx.array:
-        """Logits [rows, vocabulary] after one more token a row; starts the work and does not wait for it."""
-        logits: mx.array = self.model(tokens[:, None], cache=caches.layers)[:, -1]
-        caches.rows.advance(1)
+        """Logits [rows, vocabulary] after one more token a row; starts the work and does not wait for it.
+
+        ``tokens`` may also be [rows, count], for logits [rows, count, vocabulary]; ``caches.rows.advance`` takes back
+        the positions of those that are rejected.
+        """
+        rows = caches.rows
+        count = tokens.size // tokens.shape[0]
+        caches.reserve(count)
+        placed = rows.placed(tokens).reshape(-1, count)
+        logits = rows.restored(self.model(placed, cache=caches.layers)).reshape(*tokens.shape, self.vocabulary)
+        rows.advance(count)
         mx.async_eval(logits)
         return logits
 
+    def release(self) -> None:
+        """Give memory back that MLX keeps for later."""
+        mx.clear_cache()
+
+    def device_bytes(self) -> int:
+        """Memory that MLX holds in all, weights and what it keeps for later included."""
+        return mx.get_active_memory() + mx.get_cache_memory()
+
+    # What the model can do
+
+    def _first(self, caches: list[Cache]) -> mx.array:
+        """Logits of a first token, which fills ``caches``."""
+        try:
+            logits: mx.array = self.model(mx.array([[0]]), cache=caches)
+        except Exception as error:
+            if self._quantization is None:
+                raise
+            raise _not_quantizable(f"its attention cannot read them ({error})") from error
+        return logits
+
+    def _attends_by_slab(self, first: list[Cache]) -> bool:
+        """Whether two rows in two slabs get the logits that one sequence gets for its first and second token."""
+        tokens = mx.array([0, 1])
+        expected = self.model(tokens[None], cache=self.start())[0]
+        batch = CacheBatch(self.start(), self._empty, SlabSizes(smallest=1, largest=2, step=1))
+        try:
+            batch.join(self.start(), 0)
+            batch.join(first, 1)
+            actual = self.decode(tokens, batch)
+        except Exception as error:  # whatever a network does with what it takes for an array
+            logger.info("rows of all lengths share one rectangle: %s", error)
+            return False
+        return _agree(actual, expected)
+
+
+def _agree(actual: mx.array, expected: mx.array) -> bool:
+    actual, expected = actual.astype(mx.float32), expected.astype(mx.float32)
+    return bool((mx.linalg.norm(actual - expected) <= TOLERANCE * mx.linalg.norm(expected)).item())
+
+
+def _not_quantizable(reason: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"This model's keys and values cannot be quantized: {reason}.", suggestions=("Serve it without kv_bits.",)
+    )
+
+
+def _group_size(model: nn.Module, wanted: int) -> int:
+    """``wanted`` or else 32, whichever divides all heads."""
+    caches = make_prompt_cache(model)
+    model(mx.array([[0]]), cache=caches)
+    widths = {array.shape[-1] for cache in caches if type(cache) is KVCache for array in arrays(cache)}
+    if not widths:
+        raise _not_quantizable("none of its layers has a plain KV cache")
+    for size in (wanted, 32):
+        if all(width % size == 0 for width in widths):
+            return size
+    raise _not_quantizable(f"its heads have {', '.join(map(str, sorted(widths)))} elements, which 32 does not divide")
+
+
+def _empty(cache: Cache) -> Arrays:
+    """Arrays of the shapes and types in a plain cache, [0, KV heads, 0, width]; none for other kinds."""
+    if not is_plain(cache):
+        return []
+    return [mx.zeros((0, array.shape[1], 0, array.shape[3]), array.dtype) for array in arrays(cache)]
+
+
+def _bytes_per_position(held: Sequence[mx.array]) -> int:
+    return sum(int(array.shape[1] * array.shape[3] * array.itemsize) for array in held)
+
+
+def _growing_bytes(cache: Cache) -> int:
+    """Bytes of one position, if the cache keeps all of them."""
+    if isinstance(cache, CacheList):
+        return sum(map(_growing_bytes, cache.caches))
+    return _bytes_per_position(arrays(cache)) if is_plain(cache) else 0
+
+
+def _fixed_bytes(cache: Cache) -> int:
+    """Bytes of a cache that does not grow with each position: in a batch a window takes its full size."""
+    if isinstance(cache, CacheList):
+        return sum(map(_fixed_bytes, cache.caches))
+    if is_plain(cache):
+        return 0
+    if hasattr(cache, "max_size"):
+        return _bytes_per_position([cache.keys, cache.values]) * int(cache.max_size)
+    nbytes: int = cache.nbytes
+    return nbytes
+
 
 class CacheBatch:
-    """The caches of all rows of a decode batch, one object a layer."""
+    """The caches of all rows of a decode batch, one object a layer.
 
-    def __init__(self) -> None:
-        self.rows = Rows()
-        self.layers: list[Cache] = []
+    Args:
+        like: one sequence's empty caches.
+        empty: the arrays of those that are plain, see :class:`Rows`; an empty list for others.
+        sizes: which rows share a slab.
+    """
+
+    def __init__(self, like: Sequence[Cache], empty: Sequence[Arrays], sizes: SlabSizes) -> None:
+        self.rows = Rows(sizes, empty)
+        self.layers: list[Cache] = [
+            row_cache(self.rows, layer, cache) if is_plain(cache) else None for layer, cache in enumerate(like)
+        ]
+        self._others = [layer for layer, cache in enumerate(like) if not is_plain(cache)]
+        """Layers whose caches are batched by mlx-lm, with rows in the order of the slabs."""
+        self._order: list[Row] = []
+        """Their rows."""
 
     def join(self, caches: Sequence[Cache], length: int) -> None:
-        """Take over one sequence's caches, which hold ``length`` positions, as the last row."""
-        if not self.layers:
-            self.layers = [RowKVCache(self.rows) if type(cache) is KVCache else None for cache in caches]
-        for index, cache in enumerate(caches):
-            if isinstance(self.layers[index], RowKVCache):
-                self.layers[index].extend(cache)
-            elif self.layers[index] is None:
-                self.layers[index] = cache.merge([cache])
+        """Take over one sequence's caches, which hold ``length`` positions, as the last row: nobody may use them on."""
+        row = self.rows.append(length, [arrays(cache) if is_plain(cache) else [] for cache in caches])
+        for layer in self._others:
+            joining = caches[layer].merge([caches[layer]])
+            if self.layers[layer] is None:
+                self.layers[layer] = joining
             else:
-                self.layers[index].extend(cache.merge([cache]))
-        self.rows.append(length)
+                self.layers[layer].extend(joining)
+        self._order.append(row)
+        self._follow()
 
     def keep(self, indices: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
-        for layer in self.layers:
-            if indices:
-                layer.filter(list(indices))
         self.rows.keep(indices)
-        if not indices:
-            self.layers = []
+        self._follow()
+
+    def reserve(self, count: int) -> None:
+        """Make room for ``count`` more positions in every row; called before they are decoded."""
+        self.rows.reserve(count)
+        self._follow()
 
     def extract(self, row: int) -> list[Cache]:
-        """One row's caches, one a layer."""
-        return [layer.extract(row) for layer in self.layers]
+        """One row's caches, one a layer; plain ones are views, to be copied from at once."""
+        place = self.rows.place(row)
+        return [layer.extract(row if isinstance(layer, RowKVCache) else place) for layer in self.layers]
 
     @property
     def nbytes(self) -> int:
         """Bytes held, used or not."""
-        return sum(layer.nbytes for layer in self.layers)
+        others = (self.layers[layer] for layer in self._others)
+        return self.rows.nbytes + sum(int(cache.nbytes) for cache in others if cache is not None)
+
+    def _follow(self) -> None:
+        """Bring the rows of the other layers into the order of the slabs."""
+        placed = self.rows.in_slabs
+        if placed == self._order:
+            return
+        indices = [self._order.index(row) for row in placed]
+        for layer in self._others:
+            if indices:
+                self.layers[layer].filter(indices)
+            else:
+                self.layers[layer] = None
+        self._order = placed
