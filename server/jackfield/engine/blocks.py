@@ -1,0 +1,298 @@
+"""What mlx-lm's caches hold, in pieces that outlive them: blocks of positions, and snapshots of whole states.
+
+A plain KV cache holds each position by itself, so any block of positions can be cut out of it and put together with
+others again. A rotating cache or a recurrent state mixes positions: only the whole of it is exact, at exactly the
+position where it was taken. Models may have layers of both kinds.
+
+Pieces are values. MLX never changes an array's memory while somebody else refers to it, but an assignment to a slice
+(``cache.keys[..., 3] = x``) changes the Python object; so no such object is ever shared between a piece and a cache.
+"""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import prod
+from sys import intern
+from typing import Any, Literal, NamedTuple, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, QuantizedKVCache, RotatingKVCache
+
+BLOCK_TOKENS = 32
+BLOCK_OVERHEAD = 1024
+"""Bytes that a block takes besides its arrays: digests, tokens, table entries."""
+
+Cache = Any
+"""One layer's cache: mlx-lm's classes share a protocol but no type."""
+
+Kind = Literal["kv", "state"]
+"""``kv``: keys and values of a block's own positions; ``state``: the whole state of all other layers after it."""
+
+Key = tuple[Kind, bytes]
+"""A block's kind and digest."""
+
+Buffer = bytes | memoryview
+
+# Exact types: a subclass may hold more than its parent. Of all others nothing is kept, since nobody has read them.
+_POSITIONAL = (KVCache, QuantizedKVCache)
+_WHOLE = (RotatingKVCache, ChunkedKVCache, ArraysCache)
+
+_INTEGERS = (mx.bool_, mx.uint8, mx.uint16, mx.uint32, mx.uint64, mx.int8, mx.int16, mx.int32, mx.int64)
+_FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
+_DTYPES = {str(dtype).rpartition(".")[2]: dtype for dtype in (*_INTEGERS, *_FLOATS)}
+
+
+class Link(NamedTuple):
+    """One block's place in a chain of tokens."""
+
+    digest: bytes
+    """Of the tokens and all that come before them, so that equal tokens after different prefixes differ."""
+    parent: bytes
+    """The digest of the block before; empty for the first."""
+    tokens: bytes
+    """BLOCK_TOKENS token ids; uint32, little-endian."""
+
+
+def digest(parent: bytes, tokens: bytes) -> bytes:
+    """The 16 bytes that stand for ``tokens`` after the block ``parent``."""
+    return blake2b(parent + tokens, digest_size=16).digest()
+
+
+def chain(tokens: Sequence[int]) -> list[Link]:
+    """The whole blocks that ``tokens`` start with."""
+    data, size = array("I", tokens).tobytes(), 4 * BLOCK_TOKENS
+    links, parent = [], b""
+    for start in range(0, len(data) - size + 1, size):
+        own = data[start : start + size]
+        links.append(Link(digest(parent, own), parent, own))
+        parent = links[-1].digest
+    return links
+
+
+class Piece(NamedTuple):
+    """Arrays out of caches, and how they belong together."""
+
+    arrays: tuple[mx.array, ...]
+    """Of positions: one array for all keys and values of one shape, [how many, KV heads, positions, dimension]."""
+    layout: str
+    """JSON. Of positions: for each cache its keys' and values' places in ``arrays``. Of a state: each cache's class
+    and its ``state``, with ``{"array": place}`` for arrays."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece and the tokens it stands for; never changed once made."""
+
+    kind: Kind
+    link: Link
+    piece: Piece
+
+    @property
+    def key(self) -> Key:
+        """What it is found by."""
+        return self.kind, self.link.digest
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in all."""
+        return self.piece.nbytes + BLOCK_OVERHEAD
+
+    def record(self) -> "Record":
+        """A copy as bytes, for other threads and for files."""
+        arrays = self.piece.arrays
+        payload = tuple(_bytes(array) for array in arrays)
+        types = tuple((str(array.dtype).rpartition(".")[2], array.shape) for array in arrays)
+        return Record(self.kind, self.link, self.piece.layout, types, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A block as bytes, which may be handled on any thread.
+
+    Raises:
+        ValueError: the bytes are not what layout and types say, or the digest is of other tokens.
+    """
+
+    kind: Kind
+    link: Link
+    layout: str
+    types: tuple[tuple[str, tuple[int, ...]], ...]
+    """Of each array, its dtype's name and shape."""
+    payload: tuple[Buffer, ...]
+
+    def __post_init__(self) -> None:
+        if digest(self.link.parent, self.link.tokens) != self.link.digest:
+            raise ValueError("its digest is not that of its tokens")
+        if [len(data) for data in self.payload] != [size_of(*type_) for type_ in self.types]:
+            raise ValueError("its arrays have other sizes")
+
+    @property
+    def key(self) -> Key:
+        """What it is found by."""
+        return self.kind, self.link.digest
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in all."""
+        return sum(len(data) for data in self.payload) + BLOCK_OVERHEAD
+
+    def block(self) -> Block:
+        """The block again. On the engine thread only."""
+        arrays = tuple(_thaw(data, *type_) for data, type_ in zip(self.payload, self.types, strict=True))
+        return Block(self.kind, self.link, Piece(arrays, intern(self.layout)))
+
+
+def _bytes(held: mx.array) -> bytes:
+    # MLX does not declare that its arrays are buffers.
+    return bytes(memoryview(cast(Any, mx.flatten(held).view(mx.uint8))))
+
+
+def size_of(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of an array of a dtype's name and a shape.
+
+    Raises:
+        ValueError: there is no such dtype.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"it has an array of {dtype!r}")
+    return int(_DTYPES[dtype].size * prod(shape))
+
+
+def _thaw(data: Buffer, dtype: str, shape: tuple[int, ...]) -> mx.array:
+    if not prod(shape):
+        return mx.zeros(shape, _DTYPES[dtype])
+    return mx.array(np.frombuffer(data, np.uint8)).view(_DTYPES[dtype]).reshape(shape)
+
+
+def stateful(caches: Iterable[Cache]) -> bool:
+    """Whether there are layers whose state can be taken up only where it was taken."""
+    return any(type(cache) not in _POSITIONAL for cache in _leaves(caches))
+
+
+def reusable(caches: Iterable[Cache]) -> bool:
+    """Whether all layers' caches are of kinds that can be kept and filled again."""
+    return all(type(cache) in _POSITIONAL + _WHOLE for cache in _leaves(caches))
+
+
+def _leaves(caches: Iterable[Cache]) -> Iterator[Cache]:
+    for cache in caches:
+        if type(cache) is CacheList:
+            yield from _leaves(cache.caches)
+        else:
+            yield cache
+
+
+def _positional(caches: Iterable[Cache]) -> list[Cache]:
+    return [cache for cache in _leaves(caches) if type(cache) in _POSITIONAL]
+
+
+def _whole(caches: Iterable[Cache]) -> list[Cache]:
+    return [cache for cache in _leaves(caches) if type(cache) not in _POSITIONAL]
+
+
+def cut(caches: Sequence[Cache], start: int, end: int) -> Piece:
+    """Copy positions ``start`` to ``end`` out of ``caches``, one a layer, each of one sequence; not evaluated yet.
+
+    Raises:
+        ValueError: they hold fewer positions.
+    """
+    groups: dict[tuple[tuple[int, ...], mx.Dtype], list[mx.array]] = {}
+    layout = [[_group(groups, array[0, :, start:end]) for array in _arrays(c, end)] for c in _positional(caches)]
+    # A stack of one would be a view, and keep all of the cache.
+    stacks = tuple(mx.contiguous(mx.stack(parts)) for parts in groups.values())
+    return Piece(stacks, intern(json.dumps(layout)))
+
+
+def _group(groups: dict[tuple[tuple[int, ...], mx.Dtype], list[mx.array]], part: mx.array) -> tuple[int, int]:
+    """Put ``part`` with those like it; tells where it is: which group, and which of it."""
+    kind = part.shape, part.dtype
+    group = groups.setdefault(kind, [])
+    group.append(part)
+    return list(groups).index(kind), len(group) - 1
+
+
+def _arrays(cache: Cache, length: int) -> list[Any]:
+    """The arrays of a positional cache: keys, then values."""
+    if cache.keys is None:
+        # Some models' layers have a cache, but no attention to fill it.
+        return []
+    if cache.offset < length:
+        raise ValueError(f"the cache holds {cache.offset} positions, not {length}")
+    return [cache.keys, cache.values] if type(cache) is KVCache else [*cache.keys, *cache.values]
+
+
+def snapshot(caches: Sequence[Cache]) -> Piece:
+    """Copy the state of all layers that are not positional; not evaluated yet."""
+    arrays: list[mx.array] = []
+    layout = [[type(cache).__name__, _pack(_state(cache), arrays)] for cache in _whole(caches)]
+    return Piece(tuple(arrays), intern(json.dumps(layout)))
+
+
+def _state(cache: Cache) -> Any:
+    """``cache.state``, without room that is not used and positions that have left the window."""
+    if isinstance(cache, ArraysCache) or cache.keys is None:
+        return cache.state
+    if isinstance(cache, ChunkedKVCache):
+        return [*cache.keys_and_values(), *cache.state[2:]]
+    if cache.keys.shape[2] == cache.size():
+        # Not put in order: sums over positions in another order would not be the same to the last bit.
+        return cache.state
+    keys, values = (cache._temporal_order(held) for held in (cache.keys, cache.values))
+    surplus = keys.shape[2] - cache.max_size
+    keys, values = cache._trim(surplus, keys), cache._trim(surplus, values)
+    return keys, values, cache.offset, cache.keep, cache.max_size, keys.shape[2]
+
+
+def _pack(value: Any, arrays: list[mx.array]) -> Any:
+    """``value`` as JSON; its arrays are copied to the end of ``arrays``."""
+    if isinstance(value, mx.array):
+        # Copies when it is a view of something larger.
+        arrays.append(mx.contiguous(value))
+        return {"array": len(arrays) - 1}
+    return [_pack(item, arrays) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _unpack(value: Any, arrays: Sequence[mx.array]) -> Any:
+    if isinstance(value, dict):
+        # A new object on the same memory: the cache may assign to its slices.
+        return arrays[value["array"]][...]
+    return [_unpack(item, arrays) for item in value] if isinstance(value, list) else value
+
+
+def restore(pieces: Sequence[Piece], state: Piece | None, caches: Sequence[Cache]) -> None:
+    """Fill empty ``caches``, one a layer, of the classes that the pieces are from; returns when that has happened.
+
+    Args:
+        pieces: consecutive blocks of positions, from the first one on; at least one.
+        state: the snapshot at their end, when there are layers that need it.
+
+    Raises:
+        ValueError: the caches are of other kinds.
+    """
+    joined = [mx.concatenate(list(parts), axis=2) for parts in zip(*(piece.arrays for piece in pieces), strict=True)]
+    for cache, places in zip(_positional(caches), json.loads(pieces[0].layout), strict=True):
+        _fill(cache, [joined[group][row : row + 1] for group, row in places], len(pieces) * BLOCK_TOKENS)
+    for cache, (name, packed) in zip(_whole(caches), json.loads(state.layout) if state else (), strict=True):
+        if type(cache).__name__ != name:
+            raise ValueError(f"a {name} was kept, not a {type(cache).__name__}")
+        cache.state = _unpack(packed, state.arrays if state else ())
+    # At once: what waits to be joined would keep blocks that have had to go since.
+    mx.eval(joined)
+
+
+def _fill(cache: Cache, arrays: list[mx.array], length: int) -> None:
+    if not arrays:
+        return
+    if len(arrays) != (2 if type(cache) is KVCache else 6):
+        raise ValueError(f"{len(arrays)} arrays do not make a {type(cache).__name__}")
+    half = len(arrays) // 2
+    cache.keys, cache.values = arrays if half == 1 else (tuple(arrays[:half]), tuple(arrays[half:]))
+    cache.offset = length
