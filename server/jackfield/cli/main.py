@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from jackfield import __version__
+from jackfield.cli.doctor import doctor
 from jackfield.cli.serve import serve
 from jackfield.errors import JackfieldError
 
@@ -31,3 +32,4 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(doctor)

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from jackfield.errors import ModelLoadError
-from jackfield.models.folder import check_folder
+from jackfield.models.folder import check_folder, read_config
 from jackfield.models.progress import Progress, Task
 from jackfield.models.store import disk_error
 
@@ -52,6 +53,63 @@ class Hub:
                 folder = _download(repository, revision, WANTED, task)
         check_folder(folder)
         return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is known of a repository before its weights are downloaded."""
+
+    config: dict[str, Any]
+    folder: Path | None
+    """Where the model is, if the cache holds all of it."""
+    missing_bytes: int | None
+    """What would still be downloaded; None if the Hub cannot be asked."""
+
+
+def look_up(name: str) -> Listing | None:
+    """Ask the cache and the Hub about ``org/name[@revision]``, without its weights; None if neither can answer.
+
+    Raises:
+        ModelLoadError: there is no such model, or it is one that cannot be served.
+    """
+    repository, _, revision = name.partition("@")
+    if (folder := _cached(repository, revision)) is not None:
+        return Listing(read_config(folder), folder, 0)
+    try:
+        with _explained(repository, revision):
+            folder = _download(repository, revision, ("config.json",), None)
+            check_folder(folder, weights=False)
+    except ModelLoadError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            return None
+        raise
+    return Listing(read_config(folder), None, _missing_bytes(repository, revision))
+
+
+def _cached(repository: str, revision: str) -> Path | None:
+    """The snapshot's folder, if all of its files are here."""
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+        check_folder(folder)
+    except (LocalEntryNotFoundError, HFValidationError, ModelLoadError):
+        return None
+    return folder
+
+
+def _missing_bytes(repository: str, revision: str) -> int | None:
+    try:
+        files = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+            tqdm_class=_bars(None),
+            dry_run=True,
+        )
+    except (HfHubHTTPError, OSError):  # config.json came from the cache
+        logger.debug("the Hub does not tell the files of %s", repository, exc_info=True)
+        return None
+    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def _download(repository: str, revision: str, patterns: tuple[str, ...], task: Task | None) -> Path:
