@@ -10,7 +10,7 @@ MODEL = os.environ["SCHEMATHESIS_MODEL"]
 
 @schemathesis.hook
 def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kwargs: dict[str, Any]) -> None:
-    """Ask for a model that is there, and for short answers; what is wrong with a request stays wrong."""
+    """Ask for a model that is there, short answers and time enough; what is wrong with a request stays wrong."""
     body = case.body
     if not isinstance(body, dict):
         return
@@ -19,9 +19,15 @@ def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kw
     body.setdefault("max_tokens", 2)
     if body["max_tokens"] is None or (is_integer(body["max_tokens"]) and body["max_tokens"] > 2):
         body["max_tokens"] = 2
+    if is_number(body.get("timeout")) and 0 < body["timeout"] <= 86400:
+        body["timeout"] = 86400
     for name in ("n", "best_of"):
         if is_integer(body.get(name)) and 2 < body[name] <= 128:
             body[name] = 2
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> bool:

@@ -34,6 +34,7 @@ CHATS: dict[str, dict[str, Any]] = {
     "tool named": {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "paint"}}, "n": 2},
     "tool offered": {"tools": [TOOL]},
     "json": {"response_format": {"type": "json_object"}},
+    "extension": {"jackfield": True, "priority": -5, "timeout": 30},
 }
 COMPLETIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -41,6 +42,7 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
     "logprobs": {"logprobs": 2},
     "echo": {"echo": True},
     "scores": {"prompt": [[504, 3575, 282], [504, 3575]], "echo": True, "logprobs": 1, "max_tokens": 1},
+    "extension": {"jackfield": True, "priority": -5, "timeout": 30},
 }
 STREAMS: dict[str, dict[str, Any]] = {
     "bare": {},

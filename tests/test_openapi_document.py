@@ -177,6 +177,7 @@ def test_every_v1_route_is_also_there_without_the_prefix() -> None:
         ("HEAD", "/health"),
         ("GET", "/ready"),
         ("HEAD", "/ready"),
+        ("GET", "/metrics"),
     }
 
 
@@ -190,9 +191,10 @@ def test_every_error_has_the_envelope() -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_generation_declares_its_errors(path: str) -> None:
     responses = document()["paths"][path]["post"]["responses"]
-    assert {"200", "400", "404", "405", "413", "429", "503", "default"} <= responses.keys()
+    assert {"200", "400", "404", "405", "413", "429", "503", "504", "default"} <= responses.keys()
     for status in ("429", "503"):
         assert "Retry-After" in resolve(responses[status])["headers"]
+    assert "x-should-retry" in resolve(responses["504"])["headers"]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,8 @@ def test_generation_declares_its_errors(path: str) -> None:
         errors.ContextLengthExceededError(context_length=1, prompt_tokens=2),
         errors.ModelNotFoundError("a", ("b",)),
         errors.UnavailableError("Later."),
+        errors.MemoryPressureError(),
+        errors.DeadlineExceededError(),
         errors.JackfieldError("Oh."),
     ],
     ids=name_of,

@@ -195,6 +195,8 @@ CHAT_CLIENTS: dict[str, Body] = {
     ),
     "tool without parameters": chat(tools=[{"type": "function", "function": {"name": "now"}, "cache_control": {}}]),
     "load tool": chat(ignore_eos=True, stream=True, stream_options={"continuous_usage_stats": True}, max_tokens=32000),
+    "vllm priority": chat(priority=-5),
+    "jackfield": chat(priority=100.0, timeout=0.5, jackfield=True),
     "both limits": chat(max_tokens=10, max_completion_tokens=10),
     "every optional field null": {
         name: None for name in ChatCompletionRequest.model_fields if name not in ("model", "messages")
@@ -213,6 +215,7 @@ TEXT_CLIENTS: dict[str, Body] = {
     "openai-py echo": text(echo=True, logprobs=1, max_tokens=4),
     "lm-eval": text(prompt=[[1, 2, 3], [4]], echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234),
     "sglang bench": text(best_of=1, ignore_eos=True, temperature=0.0, max_tokens=128, stream=False),
+    "jackfield": text(priority=-100, timeout=86400, jackfield=False),
     "several texts": text(prompt=["a", "b"], n=2, best_of=2),
     "token ids": text(prompt=[1, 2, 3]),
     "empty suffix": text(suffix=""),
@@ -345,6 +348,17 @@ CHAT_REFUSALS: list[tuple[Body, str | None, str]] = [
     (chat(n=True), "n", "invalid_type"),
     (chat(max_tokens=-1), "max_tokens", "integer_below_min_value"),
     (chat(max_completion_tokens=0), "max_completion_tokens", "integer_below_min_value"),
+    (chat(priority=-101), "priority", "integer_below_min_value"),
+    (chat(priority=101), "priority", "integer_above_max_value"),
+    (chat(priority=0.5), "priority", "invalid_type"),
+    (chat(priority="high"), "priority", "invalid_type"),
+    (chat(timeout=0), "timeout", "decimal_below_min_value"),
+    (chat(timeout=-1.5), "timeout", "decimal_below_min_value"),
+    (chat(timeout=86401), "timeout", "decimal_above_max_value"),
+    (chat(timeout="30"), "timeout", "invalid_type"),
+    (chat(timeout=True), "timeout", "invalid_type"),
+    (chat(jackfield=1), "jackfield", "invalid_type"),
+    (chat(jackfield={}), "jackfield", "invalid_type"),
     (chat(stop=""), "stop", "empty_string"),
     (chat(stop=["a", ""]), "stop.1", "empty_string"),
     (chat(stop=5), "stop", "invalid_type"),
@@ -456,6 +470,9 @@ TEXT_REFUSALS: list[tuple[Body, str | None, str]] = [
     (text(logprobs=6), "logprobs", "integer_above_max_value"),
     (text(logprobs=True), "logprobs", "invalid_type"),
     (text(stream_options={}), "stream_options", "invalid_value"),
+    (text(priority=101), "priority", "integer_above_max_value"),
+    (text(timeout=0), "timeout", "decimal_below_min_value"),
+    (text(jackfield="yes"), "jackfield", "invalid_type"),
     (text(messages=[HELLO]), "messages", "unknown_parameter"),
 ]
 
@@ -506,6 +523,7 @@ def test_completion_refusals(body: Body, param: str | None, code: str) -> None:
             "Use one of: get_weather.",
         ),
         (chat(functions=[]), "'functions' is not supported here.", None),
+        (chat(max_time=1), "Unknown parameter: 'max_time'.", "Use 'timeout', in seconds."),
     ],
 )
 def test_refusals_say_what_to_do(body: Body, message: str | None, suggestion: str | None) -> None:
@@ -626,6 +644,9 @@ FULL_CHAT: Body = {
     "parallel_tool_calls": True,
     "ignore_eos": False,
     "cache_prompt": True,
+    "priority": -5,
+    "timeout": 30.5,
+    "jackfield": True,
     "prompt_cache_retention": "24h",
     "prompt_cache_options": {},
     "audio": None,
@@ -651,6 +672,9 @@ FULL_TEXT: Body = {
     "suffix": "",
     "n": 2,
     "best_of": 2,
+    "priority": 3,
+    "timeout": 60,
+    "jackfield": True,
 }
 SAID_IN_PROSE = {("best_of", "unsupported_value"), ("tool_choice.function.name", "invalid_value")}
 """Rules that a JSON Schema cannot say; ``openapi.yaml`` says them in its description."""

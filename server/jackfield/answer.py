@@ -1,40 +1,19 @@
-"""The answer to one request, as it grows: one or more choices, from the engine's events to text and tool calls."""
+"""The answer to one request: submits its choices to the engine, and merges what comes back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from jackfield.engine.request import (
-    EngineEvent,
-    FinishEvent,
-    GenerationRequest,
-    PrefillEvent,
-    PromptLogprobsEvent,
-    TokenEvent,
-)
+from jackfield.choice import Choice, Delta
+from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest, PrefillEvent
+from jackfield.errors import DeadlineExceededError
 from jackfield.models.registry import ServedModel
+from jackfield.protocol.extension import Extension
 from jackfield.protocol.usage import Usage
 from jackfield.text.stops import StopMatcher
-from jackfield.text.stream import TextDelta, TextStream
-from jackfield.text.tool_calls import ToolCallParser, ToolCallText
-
-AnswerFinish = Literal["stop", "length", "tool_calls"]
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one choice has more: text or calls, the tokens they come from, and at last why it ended."""
-
-    index: int
-    text: str = ""
-    calls: tuple[ToolCallText, ...] = ()
-    tokens: tuple[TokenEvent, ...] = ()
-    prompt_tokens: tuple[TokenEvent, ...] = ()
-    finish_reason: AnswerFinish | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.text or self.calls or self.tokens or self.prompt_tokens or self.finish_reason)
+from jackfield.text.stream import TextStream
+from jackfield.text.tool_calls import ToolCallParser
 
 
 def by_choice(deltas: Sequence[Delta], choices: int) -> list[list[Delta]]:
@@ -51,62 +30,6 @@ class Progress:
 
     done: int
     total: int
-
-
-@dataclass(slots=True)
-class Choice:
-    """One of the request's answers."""
-
-    index: int
-    request: GenerationRequest
-    text: TextStream
-    parser: ToolCallParser | None
-    one_call: bool = False
-    """End with the first call, as clients ask that cannot take several."""
-    cached: int = 0
-    generated: int = 0
-    called: bool = False
-    finish_reason: AnswerFinish | None = None
-
-    def take(self, events: Sequence[EngineEvent]) -> Delta:
-        """All that some events of the engine add."""
-        given: list[TextDelta] = []
-        prompt_tokens: tuple[TokenEvent, ...] = ()
-        for event in events:
-            match event:
-                case TokenEvent():
-                    if self.finish_reason is None:
-                        self.generated += 1
-                        given.append(self.text.push(event))
-                        self.finish_reason = "stop" if self.text.stopped else None
-                case PrefillEvent():
-                    self.cached = event.cached
-                case PromptLogprobsEvent():
-                    prompt_tokens = event.tokens
-                case FinishEvent() if self.finish_reason is None:
-                    given.append(self.text.finish())
-                    # The text that was held back may still complete a stop string.
-                    self.finish_reason = "length" if event.reason == "length" and not self.text.stopped else "stop"
-        return self._delta(given, prompt_tokens)
-
-    def _delta(self, given: Sequence[TextDelta], prompt_tokens: tuple[TokenEvent, ...]) -> Delta:
-        text = "".join(delta.text for delta in given)
-        tokens = tuple(token for delta in given for token in delta.tokens)
-        text, calls = self._separate(text)
-        return Delta(self.index, text, calls, tokens, prompt_tokens, self.finish_reason)
-
-    def _separate(self, text: str) -> tuple[str, tuple[ToolCallText, ...]]:
-        if self.parser is None:
-            return text, ()
-        pieces = self.parser.push(text) + (self.parser.finish() if self.finish_reason else [])
-        first = next((i for i, piece in enumerate(pieces) if isinstance(piece, ToolCallText)), None)
-        if self.one_call and first is not None:
-            pieces, self.finish_reason = pieces[: first + 1], "tool_calls"
-        calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallText))
-        self.called = self.called or bool(calls)
-        if self.called and self.finish_reason == "stop":
-            self.finish_reason = "tool_calls"
-        return "".join(piece for piece in pieces if isinstance(piece, str)), calls
 
 
 @dataclass
@@ -153,35 +76,51 @@ class Answer:
         """What the choices have more, as it comes, until all of them have ended.
 
         Raises:
-            JackfieldError: the engine failed.
+            JackfieldError: the engine failed, or the request's time was over before anything was said.
         """
         for choice in self._choices:
             self._submit(choice)
-        while any(choice.finish_reason is None for choice in self._choices):
+        while not self.ended:
             choice, events = await self._events.get()
-            if choice.finish_reason is not None:
+            if choice.ended_by is not None:
                 continue
             last = events[-1]
-            if isinstance(last, FinishEvent) and last.error is not None:
-                raise last.error
             if isinstance(last, PrefillEvent):
                 yield Progress(last.done, last.total)
-            delta = choice.take(events)
+            delta = choice.take(self._survived(events))
             if delta.finish_reason is not None:
                 self.model.engine.cancel([choice.request.id])
             if delta:
                 yield delta
 
     def _submit(self, choice: Choice) -> None:
+        choice.submitted = time.monotonic()
         self.model.engine.submit(choice.request, lambda events: self._events.put_nowait((choice, events)))
+
+    def _survived(self, events: list[EngineEvent]) -> list[EngineEvent]:
+        """The events, unless they end the whole request with an error."""
+        last = events[-1]
+        if not isinstance(last, FinishEvent) or last.error is None:
+            return events
+        if isinstance(last.error, DeadlineExceededError) and any(choice.generated for choice in self._choices):
+            # Other choices have spoken, so this one is just one that had no time.
+            return [*events[:-1], replace(last, reason="timeout", error=None)]
+        raise last.error
+
+    @property
+    def ended(self) -> bool:
+        """Whether all choices have."""
+        return all(choice.ended_by is not None for choice in self._choices)
 
     def cancel(self) -> None:
         """Stop the work on every choice that has not ended."""
         self.model.engine.cancel([choice.request.id for choice in self._choices])
 
-    def cut_off(self) -> list[Delta]:
-        """What is left to say of the choices that have not ended, when nothing more comes."""
-        return [choice.take([FinishEvent("length")]) for choice in self._choices if choice.finish_reason is None]
+    def cut_off(self) -> Iterator[Delta]:
+        """What is left to say of the choices that have not ended, when nothing more comes; they end as it is told."""
+        for choice in self._choices:
+            if choice.ended_by is None:
+                yield choice.cut_off("error")
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt counts once for all its choices, generated tokens for each."""
@@ -189,5 +128,9 @@ class Answer:
         return Usage.of(
             prompt=sum(len(choice.request.prompt) for choice in first),
             completion=sum(choice.generated for choice in self._choices),
-            cached=sum(choice.cached for choice in first),
+            cached=sum(choice.start.cache.tokens for choice in first if choice.start),
         )
+
+    def extension(self) -> Extension:
+        """How the choices came about; only when all have ended."""
+        return Extension(choices=[choice.report() for choice in self._choices])

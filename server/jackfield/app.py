@@ -2,6 +2,7 @@
 
 import logging
 
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -10,9 +11,11 @@ from starlette.routing import Route
 
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
+from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models
 from jackfield.api.status import health, ready
 from jackfield.errors import JackfieldError, MethodNotAllowedError, NotFoundError
+from jackfield.metrics import EngineCollector
 from jackfield.models.registry import Registry
 from jackfield.settings import Settings
 
@@ -29,6 +32,7 @@ routes = [
     *(Route(prefix + path, endpoint, methods=[method]) for prefix in ("/v1", "") for path, endpoint, method in _API),
     Route("/health", health),
     Route("/ready", ready),
+    Route("/metrics", metrics),
 ]
 
 
@@ -45,6 +49,8 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     )
     app.state.settings = settings
     app.state.registry = registry
+    app.state.collectors = CollectorRegistry()
+    app.state.collectors.register(EngineCollector(registry))
     return app
 
 

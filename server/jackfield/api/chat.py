@@ -1,18 +1,17 @@
 """``POST /v1/chat/completions``."""
 
-import asyncio
 import json
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jackfield.answer import Answer, Delta, by_choice
-from jackfield.api import body, sse
-from jackfield.api.generation import engine_request, new_id, now, request_seed
+from jackfield.answer import Answer
+from jackfield.api.generation import engine_requests
+from jackfield.api.reply import Reply, respond
+from jackfield.choice import Delta
 from jackfield.engine.grammar import Grammar
 from jackfield.engine.request import TokenEvent
 from jackfield.models.registry import ServedModel
@@ -39,43 +38,7 @@ from jackfield.text.tool_calls import HermesCallParser, JsonCallParser, ToolCall
 
 async def chat_completions(request: Request) -> Response:
     """Go on with a conversation."""
-    asked = await body.read(request, ChatCompletionRequest)
-    model = request.app.state.registry.get(asked.model)
-    answer = await asyncio.to_thread(_answer, asked, model)
-    answer.admit()
-    reply = _Reply(asked, model, answer)
-    if asked.stream:
-        return sse.respond(reply.stream(), request.app.state.settings.heartbeat)
-    completion = await body.unless_gone(request, reply.collect())
-    return Response(completion.to_json(), media_type="application/json")
-
-
-def _answer(asked: ChatCompletionRequest, model: ServedModel) -> Answer:
-    prompt = chat_prompt(asked, model.tokenizer)
-    grammar = _grammar(asked, model)
-    seed = request_seed(asked)
-    requests = [
-        engine_request(
-            asked,
-            model,
-            prompt,
-            index=index,
-            seed=seed,
-            token_limit=asked.token_limit,
-            param="messages",
-            top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-            grammar=grammar,
-        )
-        for index in range(asked.n or 1)
-    ]
-    return Answer(
-        model,
-        requests,
-        asked.stops,
-        [_parser(asked) for _ in requests],
-        one_call=asked.parallel_tool_calls is False,
-        each=len(requests),
-    )
+    return await respond(request, ChatCompletionRequest, _ChatReply)
 
 
 def _must_call(asked: ChatCompletionRequest) -> bool:
@@ -145,33 +108,33 @@ def _rebased(schema: Any, root: str) -> Any:
     return rebased
 
 
-class _Reply:
-    """Puts an answer into OpenAI's words."""
+class _ChatReply(Reply[ChatCompletionRequest]):
+    prefix = "chatcmpl"
+    whole = ChatCompletion
+    chunk = ChatCompletionChunk
 
-    def __init__(self, asked: ChatCompletionRequest, model: ServedModel, answer: Answer) -> None:
-        self._asked = asked
-        self._model = model
-        self._answer = answer
-        self._id = new_id("chatcmpl")
-        self._created = now()
-        self._calls = [0] * len(answer.requests)
-
-    async def collect(self) -> ChatCompletion:
-        """The whole answer."""
-        try:
-            parts = [part async for part in self._answer if isinstance(part, Delta)]
-        finally:
-            self._answer.cancel()
-        choices = [self._choice(index, own) for index, own in enumerate(by_choice(parts, len(self._answer.requests)))]
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model.id,
-            choices=choices,
-            usage=self._answer.usage(),
+    def ask(self, arrived: float) -> Answer:
+        requests = engine_requests(
+            self.asked,
+            self.model,
+            [chat_prompt(self.asked, self.model.tokenizer)],
+            name=self.id,
+            arrived=arrived,
+            param="messages",
+            top_logprobs=(self.asked.top_logprobs or 0) if self.asked.logprobs else None,
+            grammar=_grammar(self.asked, self.model),
+        )
+        self._calls = [0] * len(requests)
+        return Answer(
+            self.model,
+            requests,
+            self.asked.stops,
+            [_parser(self.asked) for _ in requests],
+            one_call=self.asked.parallel_tool_calls is False,
+            each=len(requests),
         )
 
-    def _choice(self, index: int, parts: list[Delta]) -> ChatChoice:
+    def choice(self, index: int, parts: Sequence[Delta]) -> ChatChoice:
         text = "".join(part.text for part in parts)
         calls = [
             ToolCall(id=_call_id(), function=FunctionCall(name=call.name, arguments=call.arguments))
@@ -188,27 +151,15 @@ class _Reply:
             finish_reason=parts[-1].finish_reason or "stop",
         )
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The answer as it comes, chunk by chunk."""
-        for index in range(len(self._answer.requests)):
-            yield self._chunk(ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content="")))
-        async with aclosing(sse.deltas(self._answer)) as parts:
-            async for part in parts:
-                for event in [part] if isinstance(part, bytes) else self._events(part):
-                    yield event
-        if self._wants_usage:
-            chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[])
-            chunk.usage = self._answer.usage()
-            yield sse.event(chunk)
-        yield sse.DONE
+    def opening(self) -> Iterator[ChatChunkChoice]:
+        for index in range(len(self.answer.requests)):
+            yield ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
 
-    def _events(self, part: Delta) -> Iterator[bytes]:
+    def pieces(self, part: Delta) -> Iterator[ChatChunkChoice]:
         if part.text or part.calls or part.tokens:
-            yield self._chunk(
-                ChatChunkChoice(index=part.index, delta=self._delta(part), logprobs=self._logprobs(part.tokens))
-            )
+            yield ChatChunkChoice(index=part.index, delta=self._delta(part), logprobs=self._logprobs(part.tokens))
         if part.finish_reason:
-            yield self._chunk(ChatChunkChoice(index=part.index, delta=ChatDelta(), finish_reason=part.finish_reason))
+            yield ChatChunkChoice(index=part.index, delta=ChatDelta(), finish_reason=part.finish_reason)
 
     def _delta(self, part: Delta) -> ChatDelta:
         delta = ChatDelta()
@@ -227,23 +178,10 @@ class _Reply:
             self._calls[part.index] += len(part.calls)
         return delta
 
-    @property
-    def _wants_usage(self) -> bool:
-        return bool(self._asked.stream_options and self._asked.stream_options.include_usage)
-
-    def _chunk(self, choice: ChatChunkChoice) -> bytes:
-        chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[choice])
-        options = self._asked.stream_options
-        if options and options.continuous_usage_stats:
-            chunk.usage = self._answer.usage()
-        elif self._wants_usage:
-            chunk.usage = None
-        return sse.event(chunk)
-
     def _logprobs(self, tokens: tuple[TokenEvent, ...]) -> ChatLogprobs | None:
-        if not self._asked.logprobs:
+        if not self.asked.logprobs:
             return None
-        return ChatLogprobs(content=[_token_logprob(token, self._model.tokenizer) for token in tokens])
+        return ChatLogprobs(content=[_token_logprob(token, self.model.tokenizer) for token in tokens])
 
 
 def _call_id() -> str:

@@ -1,15 +1,14 @@
 """``POST /v1/completions``, the older endpoint: plain text in, plain text out."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jackfield.answer import Answer, Delta, by_choice
-from jackfield.api import body, sse
-from jackfield.api.generation import engine_request, new_id, now, request_seed
+from jackfield.answer import Answer
+from jackfield.api.generation import engine_requests
+from jackfield.api.reply import Reply, respond
+from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
 from jackfield.errors import InvalidRequestError
 from jackfield.models.registry import ServedModel
@@ -26,14 +25,7 @@ from jackfield.protocol.logprobs import CompletionLogprobs
 
 async def completions(request: Request) -> Response:
     """Go on with a text."""
-    asked = await body.read(request, CompletionRequest)
-    model = request.app.state.registry.get(asked.model)
-    reply = await asyncio.to_thread(_Reply, asked, model)
-    reply.answer.admit()
-    if asked.stream:
-        return sse.respond(reply.stream(), request.app.state.settings.heartbeat)
-    completion = await body.unless_gone(request, reply.collect())
-    return Response(completion.to_json(), media_type="application/json")
+    return await respond(request, CompletionRequest, _CompletionReply)
 
 
 def _tokens(prompt: str | list[int], model: ServedModel) -> list[int]:
@@ -49,55 +41,33 @@ def _tokens(prompt: str | list[int], model: ServedModel) -> list[int]:
     return prompt
 
 
-class _Reply:
-    """The answer to one request, and how to put it into OpenAI's words."""
+class _CompletionReply(Reply[CompletionRequest]):
+    prefix = "cmpl"
+    whole = Completion
+    chunk = CompletionChunk
 
-    def __init__(self, asked: CompletionRequest, model: ServedModel) -> None:
-        self._asked = asked
-        self._model = model
-        self._id = new_id("cmpl")
-        self._created = now()
-        seed, each = request_seed(asked), range(asked.n or 1)
-        prompts = [_tokens(prompt, model) for prompt in asked.prompts]
-        requests = [
-            engine_request(
-                asked,
-                model,
-                prompt,
-                index=index,
-                seed=seed,
-                token_limit=asked.token_limit,
-                param="prompt",
-                top_logprobs=asked.logprobs,
-                prompt_logprobs=bool(asked.echo and asked.logprobs is not None),
-            )
-            for prompt in prompts
-            for index in each
-        ]
-        self.answer = Answer(model, requests, asked.stops, each=len(each))
-        self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in each]
+    def ask(self, arrived: float) -> Answer:
+        asked, each = self.asked, self.asked.n or 1
+        requests = engine_requests(
+            asked,
+            self.model,
+            [_tokens(prompt, self.model) for prompt in asked.prompts],
+            name=self.id,
+            arrived=arrived,
+            param="prompt",
+            top_logprobs=asked.logprobs,
+            prompt_logprobs=bool(asked.echo and asked.logprobs is not None),
+        )
+        self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in range(each)]
         self._offsets = [0] * len(requests)
+        return Answer(self.model, requests, asked.stops, each=each)
 
     def _echo(self, prompt: str | list[int]) -> str:
-        if not self._asked.echo:
+        if not self.asked.echo:
             return ""
-        return prompt if isinstance(prompt, str) else self._model.tokenizer.decode(prompt, special=True)
+        return prompt if isinstance(prompt, str) else self.model.tokenizer.decode(prompt, special=True)
 
-    async def collect(self) -> Completion:
-        """The whole answer."""
-        try:
-            parts = [part async for part in self.answer if isinstance(part, Delta)]
-        finally:
-            self.answer.cancel()
-        return Completion(
-            id=self._id,
-            created=self._created,
-            model=self._model.id,
-            choices=[self._choice(index, own) for index, own in enumerate(by_choice(parts, len(self._echoes)))],
-            usage=self.answer.usage(),
-        )
-
-    def _choice(self, index: int, parts: Sequence[Delta]) -> CompletionChoice:
+    def choice(self, index: int, parts: Sequence[Delta]) -> CompletionChoice:
         tokens = [token for part in parts for token in (*part.prompt_tokens, *part.tokens)]
         return CompletionChoice(
             index=index,
@@ -106,43 +76,17 @@ class _Reply:
             finish_reason=_finish(parts[-1]) or "stop",
         )
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The answer as it comes, chunk by chunk."""
-        async with aclosing(sse.deltas(self.answer)) as parts:
-            async for part in parts:
-                yield part if isinstance(part, bytes) else self._event(part)
-        if self._wants_usage:
-            chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[])
-            chunk.usage = self.answer.usage()
-            yield sse.event(chunk)
-        yield sse.DONE
-
-    def _event(self, part: Delta) -> bytes:
+    def pieces(self, part: Delta) -> Iterator[CompletionChunkChoice]:
         echo, self._echoes[part.index] = self._echoes[part.index], ""
-        return self._chunk(
-            CompletionChunkChoice(
-                index=part.index,
-                text=echo + part.text,
-                logprobs=self._logprobs(part.index, [*part.prompt_tokens, *part.tokens]),
-                finish_reason=_finish(part),
-            )
+        yield CompletionChunkChoice(
+            index=part.index,
+            text=echo + part.text,
+            logprobs=self._logprobs(part.index, [*part.prompt_tokens, *part.tokens]),
+            finish_reason=_finish(part),
         )
 
-    @property
-    def _wants_usage(self) -> bool:
-        return bool(self._asked.stream_options and self._asked.stream_options.include_usage)
-
-    def _chunk(self, choice: CompletionChunkChoice) -> bytes:
-        chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.id, choices=[choice])
-        options = self._asked.stream_options
-        if options and options.continuous_usage_stats:
-            chunk.usage = self.answer.usage()
-        elif self._wants_usage:
-            chunk.usage = None
-        return sse.event(chunk)
-
     def _logprobs(self, index: int, tokens: Sequence[TokenEvent]) -> CompletionLogprobs | None:
-        if self._asked.logprobs is None:
+        if self.asked.logprobs is None:
             return None
         texts = [self._text(token.id) for token in tokens]
         offsets = []
@@ -162,7 +106,7 @@ class _Reply:
         return {self._text(other): logprob for other, logprob in token.top}
 
     def _text(self, token: int) -> str:
-        return self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+        return self.model.tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
 def _finish(part: Delta) -> Finish | None:

@@ -1,9 +1,9 @@
 """What a request's fields mean for the engine."""
 
 import secrets
-import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from jackfield.engine.grammar import Grammar
@@ -13,63 +13,71 @@ from jackfield.models.registry import ServedModel
 from jackfield.protocol.sampling import SamplingRequest
 
 
-def new_id(prefix: str) -> str:
-    """An id for an answer, such as ``chatcmpl-…``."""
-    return f"{prefix}-{uuid.uuid4().hex}"
-
-
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())
-
-
-def engine_request(
+def engine_requests(
     body: SamplingRequest,
     model: ServedModel,
-    prompt: list[int],
+    prompts: Sequence[list[int]],
     *,
-    index: int,
-    seed: int,
-    token_limit: int | None,
+    name: str,
+    arrived: float,
     param: str,
     top_logprobs: int | None = None,
     prompt_logprobs: bool = False,
     grammar: Grammar | None = None,
-) -> GenerationRequest:
-    """One choice of a request.
+) -> list[GenerationRequest]:
+    """All choices of a request, those of the first prompt first.
 
     Args:
         body: what the client sent.
         model: who answers.
-        prompt: token ids.
-        index: the choice's number; each has a seed of its own.
-        seed: the request's.
-        token_limit: how many tokens the client wants at most; None for what the context leaves.
-        param: the field that holds the prompt.
+        prompts: token ids.
+        name: the answer's id; its choices are named after it.
+        arrived: when the request came, on ``time.monotonic``'s clock.
+        param: the field that holds the prompts.
         top_logprobs: see GenerationRequest.
         prompt_logprobs: see GenerationRequest.
         grammar: what the answer must be.
 
     Raises:
-        ContextLengthExceededError: the prompt leaves no room for an answer.
+        ContextLengthExceededError: a prompt leaves no room for an answer.
     """
     if top_logprobs is not None:
         # Takes up to a second the first time, and this runs on a worker thread.
         model.tokenizer.token_bytes(0)
-    room = model.context_length - len(prompt)
-    if room < 1:
-        raise ContextLengthExceededError(context_length=model.context_length, prompt_tokens=len(prompt), param=param)
-    return GenerationRequest(
-        id=uuid.uuid4().hex,
-        prompt=tuple(prompt) or _empty_prompt(model, param),
-        max_tokens=room if token_limit is None else min(token_limit, room),
-        # Spread, so that no choice repeats one of the next seed's.
-        sampling=sampling(body, model, seed ^ (index * 0x9E3779B97F4A7C15)),
+    common = GenerationRequest(
+        id=name,
+        prompt=(),
+        max_tokens=0,
+        sampling=sampling(body, model),
         stop_tokens=_stop_tokens(body, model),
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
+        priority=body.priority or 0,
+        deadline=None if body.timeout is None else arrived + body.timeout,
     )
+    fitted = [_fit(common, prompt, body.token_limit, model, param) for prompt in prompts]
+    each = product(fitted, range(body.n or 1))
+    return [_choice(request, number, index) for number, (request, index) in enumerate(each)]
+
+
+def _fit(
+    common: GenerationRequest, prompt: list[int], limit: int | None, model: ServedModel, param: str
+) -> GenerationRequest:
+    room = model.context_length - len(prompt)
+    if room < 1:
+        raise ContextLengthExceededError(context_length=model.context_length, prompt_tokens=len(prompt), param=param)
+    return replace(
+        common,
+        prompt=tuple(prompt) or _empty_prompt(model, param),
+        max_tokens=room if limit is None else min(limit, room),
+    )
+
+
+def _choice(request: GenerationRequest, number: int, index: int) -> GenerationRequest:
+    """One of the choices, with a seed of its own: spread, so that none repeats one of the next seed's."""
+    seed = request.sampling.seed ^ (index * 0x9E3779B97F4A7C15)
+    return replace(request, id=f"{request.id}-{number}", sampling=replace(request.sampling, seed=seed))
 
 
 def _empty_prompt(model: ServedModel, param: str) -> tuple[int, ...]:
@@ -79,11 +87,6 @@ def _empty_prompt(model: ServedModel, param: str) -> tuple[int, ...]:
     return (min(model.tokenizer.end_tokens),)
 
 
-def request_seed(body: SamplingRequest) -> int:
-    """The seed the client chose, or a new one."""
-    return secrets.randbits(62) if body.seed is None else body.seed
-
-
 def _stop_tokens(body: SamplingRequest, model: ServedModel) -> frozenset[int]:
     """Tokens that end the answer: the model's own, and stop strings that are one special token."""
     special = (model.tokenizer.special_token(stop) for stop in body.stops)
@@ -91,7 +94,7 @@ def _stop_tokens(body: SamplingRequest, model: ServedModel) -> frozenset[int]:
     return own | {token for token in special if token is not None}
 
 
-def sampling(body: SamplingRequest, model: ServedModel, seed: int) -> SamplingParameters:
+def sampling(body: SamplingRequest, model: ServedModel) -> SamplingParameters:
     """Sampling parameters: the client's, else what the model's authors advise, else none.
 
     Raises:
@@ -114,7 +117,7 @@ def sampling(body: SamplingRequest, model: ServedModel, seed: int) -> SamplingPa
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         logit_bias=bias,
-        seed=seed,
+        seed=secrets.randbits(62) if body.seed is None else body.seed,
     )
 
 

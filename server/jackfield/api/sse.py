@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from jackfield.answer import Answer, Delta, Progress
+from jackfield.answer import Answer, Progress
+from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.protocol.base import AnswerModel
 from jackfield.protocol.errors import ErrorEnvelope

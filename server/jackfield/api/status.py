@@ -20,5 +20,6 @@ async def ready(request: Request) -> Response:
     """
     models = list(request.app.state.registry)
     if not all(model.engine.ready for model in models):
-        raise UnavailableError("The engine is not running.", suggestions=("Look at the server's log.",))
+        states = ", ".join(f"{model.id} is {model.engine.state}" for model in models)
+        raise UnavailableError(f"Not ready: {states}.", suggestions=("Try again soon.", "Look at the server's log."))
     return Response(Ready(models=[model.id for model in models]).to_json(), media_type="application/json")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from jackfield.protocol.base import AnswerModel, Integral, JsonObject, Unsupported, refusal
 from jackfield.protocol.content import RefusalPart, TextPart
 from jackfield.protocol.formats import ResponseFormat
+from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.logprobs import ChatLogprobs
 from jackfield.protocol.messages import Message
 from jackfield.protocol.sampling import SamplingRequest, TokenLimit
@@ -158,19 +159,12 @@ class ChatChoice(AnswerModel):
     finish_reason: FinishReason
 
 
-class ChatCompletion(AnswerModel):
+class ChatCompletion(GenerationAnswer):
     """The answer when it does not stream."""
 
-    always: ClassVar = ("object",)
-    never_null: ClassVar = ("system_fingerprint",)
-
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
     choices: list[ChatChoice]
     usage: Usage
-    system_fingerprint: str | None = None
 
 
 class FunctionCallDelta(AnswerModel):
@@ -216,16 +210,8 @@ class ChatChunkChoice(AnswerModel):
     finish_reason: FinishReason | None = None
 
 
-class ChatCompletionChunk(AnswerModel):
-    """One event of a stream. ``usage`` is null in all chunks but the last when it was asked for, else absent."""
+class ChatCompletionChunk(GenerationAnswer):
+    """One event of a stream."""
 
-    always: ClassVar = ("object",)
-    never_null: ClassVar = ("system_fingerprint",)
-
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-    system_fingerprint: str | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from jackfield.protocol.base import AnswerModel, Integral, Unsupported, integral, refusal
+from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.logprobs import CompletionLogprobs
 from jackfield.protocol.sampling import Choices, SamplingRequest
 from jackfield.protocol.usage import Usage
@@ -62,11 +63,6 @@ class CompletionRequest(SamplingRequest):
     ] = None
 
     @property
-    def token_limit(self) -> int | None:
-        """How many tokens the client wants at most."""
-        return self.max_tokens
-
-    @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, however they were written."""
         if isinstance(self.prompt, str):
@@ -98,19 +94,12 @@ class CompletionChoice(AnswerModel):
     finish_reason: FinishReason
 
 
-class Completion(AnswerModel):
+class Completion(GenerationAnswer):
     """The answer when it does not stream."""
 
-    always: ClassVar = ("object",)
-    never_null: ClassVar = ("system_fingerprint",)
-
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[CompletionChoice]
     usage: Usage
-    system_fingerprint: str | None = None
 
 
 class CompletionChunkChoice(AnswerModel):
@@ -124,16 +113,8 @@ class CompletionChunkChoice(AnswerModel):
     finish_reason: FinishReason | None = None
 
 
-class CompletionChunk(AnswerModel):
+class CompletionChunk(GenerationAnswer):
     """One event of a stream."""
 
-    always: ClassVar = ("object",)
-    never_null: ClassVar = ("system_fingerprint",)
-
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
-    system_fingerprint: str | None = None

@@ -18,6 +18,8 @@ Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integral]
 Choices = Annotated[int, Field(ge=1, le=128), Integral]
 TokenLimit = Annotated[int, Field(ge=1), Integral]
 TokenIdKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+Priority = Annotated[int, Field(ge=-100, le=100), Integral]
+Timeout = Annotated[float, Field(gt=0, le=86400)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[
     Annotated[Text, Tag("=string")] | Annotated[list[Text], Field(max_length=64), Tag("=array")],
@@ -51,6 +53,12 @@ class SamplingRequest(RequestModel):
     max_tokens: TokenLimit | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: Priority | None = None
+    """Lower goes first."""
+    timeout: Timeout | None = None
+    """Seconds from the request's arrival to the end of its answer."""
+    jackfield: bool | None = None
+    """Send an `Extension` with the answer."""
     user: str | None = None
     cache_prompt: bool | None = None
 
@@ -58,6 +66,11 @@ class SamplingRequest(RequestModel):
     def stops(self) -> tuple[str, ...]:
         """The stop strings, however they were written."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def token_limit(self) -> int | None:
+        """How many tokens the client wants at most."""
+        return self.max_tokens
 
     def ignored(self) -> dict[str, str]:
         """The fields of this request that change nothing, and why: to be logged once."""

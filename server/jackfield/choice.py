@@ -1,0 +1,166 @@
+"""One of the answers to a request, as it grows: from the engine's events to text and tool calls."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jackfield.engine.request import (
+    EngineEvent,
+    FinishEvent,
+    GenerationRequest,
+    PromptLogprobsEvent,
+    StartEvent,
+    TokenEvent,
+)
+from jackfield.protocol.extension import CacheReport, ChoiceReport, EndedBy
+from jackfield.text.stream import TextDelta, TextStream
+from jackfield.text.tool_calls import ToolCallParser, ToolCallText
+
+logger = logging.getLogger(__name__)
+
+AnswerFinish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one choice has more: text or calls, the tokens they come from, and at last why it ended."""
+
+    index: int
+    text: str = ""
+    calls: tuple[ToolCallText, ...] = ()
+    tokens: tuple[TokenEvent, ...] = ()
+    prompt_tokens: tuple[TokenEvent, ...] = ()
+    finish_reason: AnswerFinish | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.calls or self.tokens or self.prompt_tokens or self.finish_reason)
+
+
+@dataclass(slots=True)
+class Choice:
+    """One of the request's answers."""
+
+    index: int
+    request: GenerationRequest
+    text: TextStream
+    parser: ToolCallParser | None
+    one_call: bool = False
+    """End with the first call, as clients ask that cannot take several."""
+    start: StartEvent | None = None
+    finish: FinishEvent | None = None
+    ended_by: EndedBy | None = None
+    generated: int = 0
+    called: bool = False
+    submitted: float = 0.0
+    spoke: float | None = None
+    ended: float = 0.0
+    """When it was submitted, had its first token and ended, by this side's clock."""
+
+    @property
+    def finish_reason(self) -> AnswerFinish | None:
+        """Why it ended, in OpenAI's words."""
+        if self.ended_by in ("length", "timeout", "error"):
+            return "length"
+        if self.ended_by is None:
+            return None
+        return "tool_calls" if self.called else "stop"
+
+    def take(self, events: Sequence[EngineEvent]) -> Delta:
+        """All that some events of the engine add."""
+        given: list[TextDelta] = []
+        prompt_tokens: tuple[TokenEvent, ...] = ()
+        for event in events:
+            match event:
+                case StartEvent():
+                    self._begin(event)
+                case TokenEvent() if self.ended_by is None:
+                    given.append(self._grow(event))
+                case PromptLogprobsEvent():
+                    prompt_tokens = event.tokens
+                case FinishEvent() if self.ended_by is None:
+                    self.finish = event
+                    given.append(self._close(event.reason))
+        return self._delta(given, prompt_tokens)
+
+    def cut_off(self, by: EndedBy) -> Delta:
+        """What is left to say when nothing more comes."""
+        return self._delta([self._close(by)])
+
+    def _begin(self, event: StartEvent) -> None:
+        self.start = event
+        logger.info(
+            "%s: %d of %d prompt tokens cached, %d of them on disk, miss: %s; waited %.3f seconds",
+            self.request.id,
+            event.cache.tokens,
+            len(self.request.prompt),
+            event.cache.from_disk,
+            event.cache.miss or "none",
+            event.waited,
+        )
+
+    def _grow(self, event: TokenEvent) -> TextDelta:
+        self.spoke = self.spoke or time.monotonic()
+        self.generated += 1
+        delta = self.text.push(event)
+        if self.text.stopped:
+            self._end("stop_string")
+        return delta
+
+    def _close(self, by: EndedBy) -> TextDelta:
+        last = self.text.finish()
+        # The text that was held back may still complete a stop string.
+        self._end("stop_string" if self.text.stopped else by)
+        return last
+
+    def _end(self, by: EndedBy) -> None:
+        self.ended_by, self.ended = by, time.monotonic()
+
+    def _delta(self, given: Sequence[TextDelta], prompt_tokens: tuple[TokenEvent, ...] = ()) -> Delta:
+        text = "".join(delta.text for delta in given)
+        tokens = tuple(token for delta in given for token in delta.tokens)
+        text, calls = self._separate(text)
+        return Delta(self.index, text, calls, tokens, prompt_tokens, self.finish_reason)
+
+    def _separate(self, text: str) -> tuple[str, tuple[ToolCallText, ...]]:
+        if self.parser is None:
+            return text, ()
+        pieces = self.parser.push(text) + (self.parser.finish() if self.ended_by else [])
+        first = next((i for i, piece in enumerate(pieces) if isinstance(piece, ToolCallText)), None)
+        if self.one_call and first is not None:
+            pieces = pieces[: first + 1]
+            self._end("tool_call")
+        calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallText))
+        self.called = self.called or bool(calls)
+        return "".join(piece for piece in pieces if isinstance(piece, str)), calls
+
+    def report(self) -> ChoiceReport:
+        """How it came about; only when it has ended."""
+        assert self.ended_by is not None  # noqa: S101 - the caller's promise
+        waited = self.start.waited if self.start else self.ended - self.submitted
+        prefill, decode = self._seconds(self.submitted + waited)
+        return ChoiceReport(
+            index=self.index,
+            cache=self._cache_report(),
+            queue_seconds=waited,
+            prefill_seconds=prefill,
+            decode_seconds=decode,
+            preemptions=self.finish.preemptions if self.finish else None,
+            ended_by=self.ended_by,
+        )
+
+    def _seconds(self, started: float) -> tuple[float, float]:
+        """How long prompt and answer took: the engine says it, unless the answer was cut on this side."""
+        if self.finish:
+            return self.finish.prefill_seconds, self.finish.decode_seconds
+        spoke = self.spoke or self.ended
+        return max(0.0, spoke - started), self.ended - spoke
+
+    def _cache_report(self) -> CacheReport | None:
+        if self.start is None:
+            return None
+        use = self.start.cache
+        return CacheReport.of(
+            prompt=len(self.request.prompt), cached=use.tokens, from_disk=use.from_disk, miss=use.miss
+        )
