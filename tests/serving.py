@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_SECONDS = 120
+DEFAULTS = {
+    "PYTHONWARNINGS": "error::ResourceWarning",
+    # Otherwise what one test sends would be a prompt seen before in another one.
+    "JACKFIELD_PREFIX_CACHE_DISK_BYTES": "0",
+}
 
 
 @dataclass
@@ -37,7 +42,7 @@ def serve(model: Path | str, *flags: str, **environment: str) -> Iterator[Server
         [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0", *flags],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", **environment},
+        env={**os.environ, **DEFAULTS, **environment},
     )
     log: list[str] = []
     try:

@@ -1,5 +1,7 @@
 """The scheduler on a small random model: everybody gets what they would get alone."""
 
+import time
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -8,17 +10,22 @@ from hypothesis import strategies as st
 from mlx_lm.models import llama, qwen3_next
 from mlx_lm.models.cache import make_prompt_cache
 
-from jackfield.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
+from jackfield.engine.blocks import BLOCK_TOKENS
+from jackfield.engine.memory import MemoryGuard, Pressure
+from jackfield.engine.pace import PrefillPace
+from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.request import (
+    CacheUse,
     FinishEvent,
     GenerationRequest,
-    PrefillEvent,
     PromptLogprobsEvent,
     SamplingParameters,
+    StartEvent,
     TokenEvent,
 )
 from jackfield.engine.runner import Runner
-from jackfield.engine.scheduler import PrefillPace, Scheduler
+from jackfield.engine.scheduler import READERS, Scheduler
+from jackfield.errors import DeadlineExceededError, EngineError, MemoryPressureError
 
 VOCABULARY = 64
 GREEDY = SamplingParameters(temperature=0)
@@ -51,9 +58,16 @@ def _parameters(model):
     return tree_flatten(model.parameters())
 
 
-def scheduler(runner: Runner, *, cache_bytes: int = 1 << 30, slice_tokens: int = 2048, max_batch: int = 8) -> Scheduler:
+def scheduler(
+    runner: Runner,
+    *,
+    cache_bytes: int = 1 << 30,
+    slice_tokens: int = 2048,
+    max_batch: int = 8,
+    guard: MemoryGuard | None = None,
+) -> Scheduler:
     pace = PrefillPace(smallest=slice_tokens, largest=slice_tokens)
-    return Scheduler(runner, PrefixCache(cache_bytes), max_batch, pace)
+    return Scheduler(runner, PrefixCache(cache_bytes), max_batch, guard or MemoryGuard(1 << 62), pace)
 
 
 def request(name: str, prompt: list[int], max_tokens: int = 8, **fields) -> GenerationRequest:
@@ -71,8 +85,25 @@ def drain(engine: Scheduler, *requests: GenerationRequest) -> dict[str, list]:
     return events
 
 
+def cache_use(events: list) -> CacheUse:
+    (start,) = [event for event in events if isinstance(event, StartEvent)]
+    return start.cache
+
+
 def tokens(events: list) -> list[int]:
     return [event.id for event in events if isinstance(event, TokenEvent)]
+
+
+def finish(events: list) -> str:
+    """Why the answer ended; nothing comes after that."""
+    (index,) = [index for index, event in enumerate(events) if isinstance(event, FinishEvent)]
+    assert index == len(events) - 1
+    return events[-1].reason
+
+
+def error(events: list) -> Exception:
+    assert finish(events) == "error"
+    return events[-1].error
 
 
 def reference(runner: Runner, prompt: list[int], count: int) -> list[int]:
@@ -100,7 +131,7 @@ def test_batched_sliced_and_cached_answers_are_those_of_plain_decoding(runner, p
 def test_max_tokens_is_exact_and_ends_with_length(runner, max_tokens):
     events = drain(scheduler(runner), request("a", [1, 2, 3], max_tokens))["a"]
     assert len(tokens(events)) == max_tokens
-    assert events[-1] == FinishEvent("length")
+    assert finish(events) == "length"
 
 
 def test_a_stop_token_ends_the_answer(runner):
@@ -108,7 +139,7 @@ def test_a_stop_token_ends_the_answer(runner):
     stop = expected[3]
     events = drain(scheduler(runner), request("a", [5, 6], 50, stop_tokens=frozenset({stop})))["a"]
     assert tokens(events) == expected[: expected.index(stop) + 1]
-    assert events[-1] == FinishEvent("stop")
+    assert finish(events) == "stop"
 
 
 def test_the_second_request_finds_the_first_ones_prompt_and_answer(runner):
@@ -117,9 +148,8 @@ def test_the_second_request_finds_the_first_ones_prompt_and_answer(runner):
     answer = tokens(drain(engine, request("a", prompt, 40))["a"])
     follow_up = [*prompt, *answer, 1, 2, 3]
     events = drain(engine, request("b", follow_up))["b"]
-    progress = [event for event in events if isinstance(event, PrefillEvent)]
     # The answer's last token was never fed to the model, so the block that it would have filled is not there.
-    assert progress[0].cached == (len(prompt) + len(answer) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    assert cache_use(events).tokens == (len(prompt) + len(answer) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
     assert tokens(events) == reference(runner, follow_up, 8)
 
 
@@ -131,8 +161,7 @@ def test_what_a_cancelled_request_computed_is_kept(runner):
     engine.step()
     engine.cancel(frozenset({"a"}))
     assert engine.idle
-    progress = [e for e in drain(engine, request("b", prompt))["b"] if isinstance(e, PrefillEvent)]
-    assert progress[0].cached == 2 * BLOCK_TOKENS
+    assert cache_use(drain(engine, request("b", prompt))["b"]) == CacheUse(2 * BLOCK_TOKENS, 0, "diverged")
 
 
 @pytest.mark.parametrize("steps", range(6))
@@ -212,7 +241,9 @@ def test_no_more_than_max_batch_are_answered_at_once(runner):
     assert most == 2
 
 
-def test_hybrid_models_are_batched_and_never_share_prefixes():
+@pytest.fixture(scope="module")
+def hybrid() -> Runner:
+    """Three linear layers and one of attention."""
     mx.random.seed(3)
     arguments = qwen3_next.ModelArgs(
         model_type="qwen3_next", hidden_size=32, num_hidden_layers=4, intermediate_size=64, num_attention_heads=4,
@@ -224,12 +255,32 @@ def test_hybrid_models_are_batched_and_never_share_prefixes():
     )  # fmt: skip
     model = qwen3_next.Model(arguments)
     model.load_weights([(k, mx.random.normal(v.shape) * 0.3) for k, v in _parameters(model)])
-    runner = Runner(model)
-    assert not runner.shares_prefixes
+    mx.eval(model.parameters())
+    return Runner(model)
+
+
+def test_hybrid_models_are_batched(hybrid):
     prompts = {"a": [1, 2, 3, 4, 5], "b": [7] * 40, "c": [9]}
-    events = drain(scheduler(runner, slice_tokens=16), *[request(n, p, 5) for n, p in prompts.items()])
+    engine = Scheduler(hybrid, PrefixCache(1 << 20, stateful=True), 8, pace=PrefillPace(smallest=16, largest=16))
+    events = drain(engine, *[request(n, p, 5) for n, p in prompts.items()])
     for name, prompt in prompts.items():
-        assert tokens(events[name]) == hybrid_reference(model, prompt, 5)
+        assert tokens(events[name]) == hybrid_reference(hybrid.model, prompt, 5)
+
+
+def test_hybrid_models_take_up_what_is_exact_and_never_more(hybrid):
+    engine = Scheduler(hybrid, PrefixCache(1 << 24, stateful=True), 8)
+    shared = np.random.default_rng(2).integers(0, VOCABULARY, 3 * BLOCK_TOKENS + 5).tolist()
+    prompts = [[*shared, *([own] * (BLOCK_TOKENS + 9))] for own in range(4)]
+    expected = [hybrid_reference(hybrid.model, prompt, 5) for prompt in prompts]
+    uses = []
+    for index in (0, 0, 1, 2, 3):
+        events = drain(engine, request("x", prompts[index], 5))["x"]
+        assert tokens(events) == expected[index]
+        uses.append(cache_use(events))
+    whole = (len(prompts[0]) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    # The second prompt parts from the first where no state was kept; that place is remembered for the third.
+    assert [use.tokens for use in uses] == [0, whole, 0, 3 * BLOCK_TOKENS, 3 * BLOCK_TOKENS]
+    assert [use.miss for use in uses] == ["new", None, "no_snapshot", "diverged", "diverged"]
 
 
 def hybrid_reference(model, prompt: list[int], count: int) -> list[int]:
@@ -242,12 +293,216 @@ def hybrid_reference(model, prompt: list[int], count: int) -> list[int]:
     return answer
 
 
-def test_slices_follow_the_measured_rate_and_are_shorter_in_company():
-    pace = PrefillPace(alone=1.0, in_company=0.25, smallest=32, largest=2048, rate=1000)
-    assert (pace.slice(0), pace.slice(3)) == (512, 128)
-    for _ in range(20):
-        pace.measured(128, 128 / 100_000)
-    assert (pace.slice(0), pace.slice(3)) == (2048, 2048)
-    for _ in range(20):
-        pace.measured(64, 64 / 10)
-    assert (pace.slice(0), pace.slice(3)) == (32, 32)
+def test_everybody_is_told_why_the_cache_did_not_help(runner):
+    engine = scheduler(runner)
+    long = list(range(60))
+    assert cache_use(drain(engine, request("a", [1, 2]))["a"]) == CacheUse(0, 0, "short")
+    assert cache_use(drain(engine, request("a", long, prompt_logprobs=True))["a"]) == CacheUse(0, 0, "scored")
+    assert cache_use(drain(engine, request("a", long))["a"]) == CacheUse(BLOCK_TOKENS)
+    assert cache_use(drain(engine, request("a", [5, *long]))["a"]) == CacheUse(0, 0, "new")
+    off = scheduler(runner, cache_bytes=0)
+    assert cache_use(drain(off, request("a", long))["a"]) == CacheUse(0, 0, "off")
+    counts = engine.statistics
+    assert (counts.hits, dict(counts.misses)) == (1, {"short": 1, "scored": 1, "new": 1})
+    assert counts.cached_tokens["memory"] == BLOCK_TOKENS
+    assert counts.prompt_tokens == 2 + 60 + 60 + 61
+
+
+def first_tokens(engine: Scheduler, *requests: GenerationRequest) -> list[str]:
+    """In which order the requests get their first tokens."""
+    for one in requests:
+        engine.submit(one)
+    order: list[str] = []
+    while not engine.idle:
+        for name, event in engine.step():
+            if isinstance(event, TokenEvent) and name not in order:
+                order.append(name)
+    return order
+
+
+def test_lower_priorities_go_first(runner):
+    engine = scheduler(runner, max_batch=1)
+    engine.submit(request("running", [1], 3))
+    engine.step()
+    waiting = [request(name, [2, 3], 2, priority=priority) for name, priority in (("c", 5), ("b", 0), ("a", -5))]
+    assert first_tokens(engine, *waiting) == ["running", "a", "b", "c"]
+
+
+def test_a_short_prompt_need_not_wait_for_a_long_one_which_ends_all_the_same(runner):
+    engine = scheduler(runner, slice_tokens=4)
+    long = request("long", (np.arange(100) % VOCABULARY).tolist(), 2)
+    short = [request(f"short {i}", [i, 2, 3, 4, 5, 6], 2) for i in range(20)]
+    order = first_tokens(engine, long, *short)
+    assert order[0] == "short 0"
+    assert order.index("long") < len(order) - 1
+    assert len(engine.reading) <= READERS
+
+
+def test_deadlines_end_requests_wherever_they_are(runner):
+    now = time.monotonic()
+    engine = scheduler(runner, slice_tokens=4, max_batch=1)
+    engine.submit(request("answering", [1, 2], 1000, deadline=now + 0.5))
+    engine.submit(request("waiting", [1, 2], 1000, deadline=now + 0.4))
+    engine.submit(request("patient", [1, 2], 3, deadline=now + 1000))
+    events = drain(engine)
+    assert finish(events["answering"]) == "timeout"
+    got = tokens(events["answering"])
+    assert got == reference(runner, [1, 2], len(got))
+    assert isinstance(error(events["waiting"]), DeadlineExceededError)
+    assert finish(events["patient"]) == "length"
+    late = scheduler(runner, slice_tokens=4)
+    late.submit(request("reading", [1] * 100, deadline=time.monotonic() + 0.05))
+    late.step()
+    time.sleep(0.06)
+    assert isinstance(error(drain(late)["reading"]), DeadlineExceededError)
+
+
+def test_a_logits_processor_steers_its_own_request_alone(runner):
+    seen = []
+
+    def only_seven(sequence: tuple[int, ...], logits: mx.array) -> mx.array:
+        seen.append(sequence)
+        return mx.where(mx.arange(VOCABULARY) == 7, logits, -mx.inf)
+
+    events = drain(scheduler(runner), request("a", [1, 2], 4, processors=(only_seven,)), request("b", [1, 2], 4))
+    assert tokens(events["a"]) == [7] * 4
+    assert tokens(events["b"]) == reference(runner, [1, 2], 4)
+    assert seen == [(1, 2), (1, 2, 7), (1, 2, 7, 7), (1, 2, 7, 7, 7)]
+
+
+@pytest.mark.parametrize("answer", [lambda *_: 1 / 0, lambda _, logits: logits[:3], lambda *_: None])
+def test_a_logits_processor_that_fails_costs_its_own_request_alone(runner, answer):
+    events = drain(scheduler(runner), request("a", [1, 2], 4, processors=(answer,)), request("b", [1, 2], 4))
+    assert isinstance(error(events["a"]), EngineError)
+    assert "logits processor" in str(error(events["a"]))
+    assert tokens(events["b"]) == reference(runner, [1, 2], 4)
+
+
+def test_output_that_is_not_a_number_ends_its_request_and_is_not_reused(runner, monkeypatch):
+    engine = scheduler(runner)
+    prompt = list(range(60))
+    whole = Runner.decode
+
+    def broken(self, last, caches):
+        logits = whole(self, last, caches)
+        logits[0] = mx.nan
+        return logits
+
+    engine.submit(request("a", prompt, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "decode", broken)
+        first = [event for _, event in engine.step()]
+    events = drain(engine, request("b", [1, 2], 4))
+    assert isinstance(error([*first, *events["a"]]), EngineError)
+    assert tokens(events["b"]) == reference(runner, [1, 2], 4)
+    assert cache_use(drain(engine, request("c", prompt))["c"]).tokens == 0
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------
+
+
+def room_for(runner: Runner, *lengths: int) -> int:
+    return sum(map(runner.row_bytes, lengths))
+
+
+def test_nobody_gets_in_for_whom_there_is_no_room(runner):
+    prompts = [[i + 1] * 300 for i in range(4)]
+    engine = scheduler(runner, guard=MemoryGuard(runner.row_bytes(600) + runner.row_bytes(300)))
+    for i, prompt in enumerate(prompts):
+        engine.submit(request(str(i), prompt, 5))
+    events: dict[str, list] = {}
+    most = 0
+    while not engine.idle:
+        for name, event in engine.step():
+            events.setdefault(name, []).append(event)
+        most = max(most, len(engine.batch) + len(engine.reading))
+        assert engine.held <= engine.guard.room
+    assert most == 2
+    for i, prompt in enumerate(prompts):
+        assert tokens(events[str(i)]) == reference(runner, prompt, 5)
+
+
+def test_the_prefix_cache_gives_way_and_comes_back(runner):
+    engine = scheduler(runner, guard=MemoryGuard(runner.row_bytes(600) + (1 << 20)), cache_bytes=1 << 30)
+    drain(engine, request("a", (np.arange(400) % VOCABULARY).tolist(), 2))
+    assert engine.prefix_cache.nbytes > 0
+    engine.submit(request("b", [3] * 300, 20))
+    while not engine.idle:
+        engine.step()
+        assert engine.held + engine.prefix_cache.nbytes <= engine.guard.room
+
+
+def test_an_answer_that_outgrows_the_memory_waits_and_goes_on_where_it_was(runner):
+    sampling = SamplingParameters(temperature=1.2, seed=5, frequency_penalty=0.3, repetition_penalty=1.1)
+    requests = [request(str(i), [i + 1] * 8, 400, sampling=sampling, top_logprobs=1) for i in range(3)]
+    alone = [drain(scheduler(runner), one)[one.id] for one in requests]
+    # Room for three at first, not for three that have outgrown the smallest rows.
+    engine = scheduler(runner, guard=MemoryGuard(runner.row_bytes(1) * 4), cache_bytes=0)
+    together = drain(engine, *requests)
+    assert engine.statistics.preemptions > 0
+    for one, expected in zip(requests, alone, strict=True):
+        assert tokens(together[one.id]) == tokens(expected)
+        assert len([e for e in together[one.id] if isinstance(e, StartEvent)]) == 1
+    assert sum(events[-1].preemptions for events in together.values()) == engine.statistics.preemptions
+    assert together["0"][-1].preemptions == 0, "the first to come is never sent back"
+
+
+def test_a_request_that_cannot_fit_at_all_is_refused_at_once(runner):
+    engine = scheduler(runner, guard=MemoryGuard(runner.row_bytes(300)))
+    events = drain(engine, request("large", [1] * 2000), request("small", [1, 2], 3))
+    assert isinstance(error(events["large"]), MemoryPressureError)
+    assert tokens(events["small"]) == reference(runner, [1, 2], 3)
+
+
+def test_under_pressure_the_cache_goes_first_then_newcomers_wait_then_all_but_one_do(runner):
+    free = [1000]
+    guard = MemoryGuard(1 << 40, 100, lambda: free[0], lambda: next(clock))
+    clock = iter(range(1 << 30))
+    engine = scheduler(runner, guard=guard)
+    drain(engine, request("warm", (np.arange(200) % VOCABULARY).tolist(), 2))
+    cached = engine.prefix_cache.nbytes
+    assert guard.pressure is Pressure.NONE
+    for name in "ab":
+        engine.submit(request(name, [ord(name) % VOCABULARY], 60))
+    events: dict[str, list] = {}
+
+    def step() -> None:
+        for name, event in engine.step():
+            events.setdefault(name, []).append(event)
+
+    step()
+    step()
+    assert len(engine.batch) == 2
+    free[0] = 90
+    step()
+    assert engine.prefix_cache.nbytes < cached
+    assert guard.pressure is Pressure.SLOWING
+    engine.submit(request("c", [9], 2))
+    step()
+    assert len(engine.waiting) == 1
+    free[0] = 10
+    step()
+    assert guard.pressure is Pressure.REFUSING
+    assert [sequence.request.id for sequence in engine.batch.sequences] == ["a"]
+    free[0] = 110
+    step()
+    assert guard.pressure is Pressure.SLOWING, "not before there is a little more"
+    free[0] = 130
+    for name, more in drain(engine).items():
+        events.setdefault(name, []).extend(more)
+    assert guard.pressure < Pressure.SLOWING
+    for name in "ab":
+        assert tokens(events[name]) == reference(runner, [ord(name) % VOCABULARY], 60)
+    assert tokens(events["c"]) == reference(runner, [9], 2)
+
+
+def test_with_memory_nearly_gone_who_waits_is_told_so_and_an_idle_engine_recovers(runner):
+    free = [1]
+    clock = iter(range(1 << 30))
+    engine = scheduler(runner, guard=MemoryGuard(1 << 40, 100, lambda: free[0], lambda: next(clock)))
+    assert isinstance(error(drain(engine, request("a", [1, 2]))["a"]), MemoryPressureError)
+    assert engine.guard.pressure is Pressure.REFUSING
+    free[0] = 1000
+    engine.rest()
+    assert engine.guard.pressure is Pressure.NONE
+    assert engine.statistics.pressure == "none"

@@ -8,9 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jackfield.errors import ConfigurationError
+from jackfield.models.sizes import parse_size
+
+
+def _size(value: Any) -> Any:
+    try:
+        return parse_size(value) if isinstance(value, str) and not value.isdecimal() else value
+    except ConfigurationError as error:
+        raise ValueError(error.message) from None
+
+
+Size = Annotated[int, Field(ge=0), BeforeValidator(_size)]
+"""Bytes, also written like ``25GB``."""
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class Settings(BaseModel):
@@ -27,12 +43,22 @@ class Settings(BaseModel):
     """On a CPU: float32 weights are faster, ``keep`` leaves them as they are; ``auto`` looks at the memory."""
     context_length: Annotated[int, Field(ge=16)] | None = None
     """Fewer tokens than the model could take, to save memory."""
+    kv_bits: Annotated[Literal[4, 8] | None, BeforeValidator(_number)] = None
+    """Quantize keys and values, to 8 or 4 bits, so that more and longer requests fit."""
+    memory_limit: Size | None = None
+    """The most that weights, keys, values and caches may take; by default what the device has."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Requests that are answered at the same time; more wait."""
     max_queue: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait; one more is refused with 429."""
-    prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    prefix_cache_bytes: Size | None = None
     """Memory for the prompts seen before; by default a sixth of what is free once the model is loaded."""
+    prefix_cache_disk_bytes: Size | None = None
+    """The same on disk, where it outlives the server; by default 10 GB or a tenth of the free disk, 0 for none."""
+    max_slowdown: Annotated[float, Field(gt=1)] = 2.0
+    """How many times as long a stream's tokens may take while another request's prompt is processed."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """A step of the engine that takes longer hangs, and the engine is started again."""
     heartbeat: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between comments in a stream."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20

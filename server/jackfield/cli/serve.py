@@ -29,6 +29,8 @@ Examples:
 @click.option("--dtype", help="On a CPU: auto, float32 or keep.  [default: auto]")
 @click.option("--context-length", type=int, help="Fewer tokens than the model could take.")
 @click.option("--max-batch", type=int, help="Requests answered at the same time.  [default: 32]")
+@click.option("--kv-bits", help="Quantize keys and values to 8 or 4 bits.")
+@click.option("--memory-limit", help="The most memory to use, such as 25GB.  [default: what the device has]")
 @click.option("--log-level", help="debug, info, warning or error.  [default: info]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with settings.")
 def serve(config: Path | None, **flags: Any) -> None:

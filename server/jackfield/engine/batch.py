@@ -6,51 +6,26 @@ computed once for nothing, which is cheaper than making the model wait for the h
 """
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
 
-from jackfield.engine.grammar import GrammarMasks, GrammarMatcher
+from jackfield.engine.grammar import GrammarMasks
 from jackfield.engine.logprobs import Logprobs, logprobs, token_events
-from jackfield.engine.request import FinishReason, GenerationRequest, TokenEvent
-from jackfield.engine.runner import Cache, CacheBatch, Runner
+from jackfield.engine.request import FinishReason, LogitsProcessor, TokenEvent
+from jackfield.engine.runner import Cache, Runner
 from jackfield.engine.sampling import Adjustments, Sampler
-
-
-@dataclass(slots=True)
-class Sequence:
-    """One request on its way through the engine."""
-
-    request: GenerationRequest
-    caches: list[Cache] = field(default_factory=list)
-    """While the prompt is processed: one cache a layer. Empty before, and once the sequence is in the batch."""
-    cached: int = 0
-    """Tokens of the prompt that came from the prefix cache."""
-    processed: int = 0
-    """Tokens of the prompt that are in the caches."""
-    scored: list[TokenEvent] = field(default_factory=list)
-    """The prompt's own log probabilities, when asked for, from its second token on."""
-    answer: list[int] = field(default_factory=list)
-    matcher: GrammarMatcher | None = None
-
-    def take(self, token: int) -> FinishReason | None:
-        """Add a token to the answer; tells whether that ends it, and why."""
-        self.answer.append(token)
-        ended = self.matcher is not None and self.matcher.advance(token)
-        if self.matcher is not None and self.matcher.failed:
-            return "length"
-        if ended or token in self.request.stop_tokens:
-            return "stop"
-        return "length" if len(self.answer) >= self.request.max_tokens else None
+from jackfield.engine.sequence import Sequence
+from jackfield.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step brought for one sequence."""
+    """What a step brought for one sequence; without a token when it failed."""
 
     sequence: Sequence
-    token: TokenEvent
+    token: TokenEvent | None
     finished: FinishReason | None
 
 
@@ -60,13 +35,15 @@ class DecodeBatch:
     def __init__(self, runner: Runner) -> None:
         self.sequences: list[Sequence] = []
         self._runner = runner
-        self._caches = CacheBatch()
+        self._caches = runner.batch()
         self._adjustments = Adjustments(runner.vocabulary)
         self._tokens = mx.array([], dtype=mx.int32)
         """Each row's last token, which the model has not seen yet; int32 [rows]."""
         self._sampled: list[bool] = []
         """Whether that token was generated; a new row's is the last one of its prompt."""
         self._logits: mx.array | None = None
+        self._broken: mx.array | None = None
+        """Rows whose logits were not numbers when that token was sampled; bool [rows]."""
         self._scores: tuple[list[Sequence], Logprobs] | None = None
         self._rules: tuple[Sampler, GrammarMasks] | None = None
 
@@ -79,16 +56,21 @@ class DecodeBatch:
         return self._caches.nbytes
 
     def join(self, sequence: Sequence) -> None:
-        """Take in a sequence whose caches hold its prompt but for the last token."""
-        request = sequence.request
-        self._caches.join(sequence.caches, len(request.prompt) - 1)
+        """Take in a sequence whose caches hold its tokens but for the last one."""
+        tokens = sequence.tokens
+        self._caches.join(sequence.caches, len(tokens) - 1)
         sequence.caches = []
-        sequence.matcher = request.grammar.start() if request.grammar else None
-        self._adjustments.add(len(self), request.sampling, request.prompt)
-        self._tokens = mx.concatenate([self._tokens, mx.array(request.prompt[-1:], dtype=mx.int32)])
+        self._adjustments.add(len(self), sequence.request.sampling, sequence.request.prompt, sequence.answer)
+        self._tokens = mx.concatenate([self._tokens, mx.array(tokens[-1:], dtype=mx.int32)])
         self._sampled.append(False)
+        # No verdict on a token that was not sampled.
+        self._broken = None if self._broken is None else mx.concatenate([self._broken, mx.array([False])])
         self.sequences.append(sequence)
         self._rules = None
+
+    def wait(self) -> None:
+        """Wait until nothing is being computed."""
+        mx.eval(self._tokens)
 
     def launch(self) -> None:
         """Start the model on each row's last token, unless all of them end with it anyway."""
@@ -97,17 +79,33 @@ class DecodeBatch:
             self._logits = self._runner.decode(self._tokens, self._caches)
 
     def read(self) -> list[Step]:
-        """The tokens that the model is running on, as far as they were generated."""
+        """The tokens that the model is running on, as far as they were generated; waits for them."""
         tokens = cast(list[int], self._tokens.tolist())
         scored = self._read_scores(tokens)
+        self._find_broken()
         generated = [token if sampled else None for token, sampled in zip(tokens, self._sampled, strict=True)]
         self._adjustments.follow(generated)
         self._sampled = [True] * len(self)
         return [
-            Step(sequence, scored.get(row) or TokenEvent(token), sequence.take(token))
+            self._step(sequence, scored.get(row) or TokenEvent(token))
             for row, (sequence, token) in enumerate(zip(self.sequences, generated, strict=True))
             if token is not None
         ]
+
+    @staticmethod
+    def _step(sequence: Sequence, token: TokenEvent) -> Step:
+        if sequence.failure is not None:
+            return Step(sequence, None, "error")
+        return Step(sequence, token, sequence.take(token.id))
+
+    def _find_broken(self) -> None:
+        if self._broken is None:
+            return
+        for sequence, is_broken in zip(self.sequences, cast(list[bool], self._broken.tolist()), strict=True):
+            if is_broken:
+                sequence.failure = EngineError("The model's output was not a number.", suggestions=("Send it again.",))
+                sequence.suspect = True
+        self._broken = None
 
     def _read_scores(self, tokens: Many[int]) -> dict[int, TokenEvent]:
         if self._scores is None:
@@ -123,11 +121,10 @@ class DecodeBatch:
             if row is not None
         }
 
-    def held(self, sequence: Sequence) -> tuple[list[int], list[Cache]]:
+    def held(self, sequence: Sequence) -> tuple[tuple[int, ...], list[Cache]]:
         """The tokens that a sequence's caches hold, and the caches, one a layer."""
         row = self.sequences.index(sequence)
-        tokens = [*sequence.request.prompt, *sequence.answer]
-        return tokens[: self._caches.rows.lengths[row]], self._caches.extract(row)
+        return sequence.tokens[: self._caches.rows.lengths[row]], self._caches.extract(row)
 
     def remove(self, leaving: Many[Sequence]) -> None:
         """Drop these sequences, at any point of a step."""
@@ -144,6 +141,7 @@ class DecodeBatch:
         self._adjustments.keep(keep)
         self._tokens = self._tokens[index]
         self._logits = None if self._logits is None else self._logits[index]
+        self._broken = None if self._broken is None else self._broken[index]
         self._sampled = [self._sampled[row] for row in keep]
         self.sequences = [self.sequences[row] for row in keep]
         self._rules = None
@@ -156,11 +154,26 @@ class DecodeBatch:
             sampler = Sampler([s.request.sampling for s in self.sequences])
             self._rules = sampler, GrammarMasks(self._runner.vocabulary, [s.matcher for s in self.sequences])
         sampler, masks = self._rules
-        logits = masks(self._adjustments(self._logits))
+        # Any logit that is not a number makes the sum one; in float32, since float16 overflows.
+        self._broken = mx.isnan(mx.sum(self._logits.astype(mx.float32), axis=-1))
+        logits = masks(self._process(self._adjustments(self._logits)))
         self._tokens = sampler(logits, [len(s.answer) for s in self.sequences])
         self._score(self._logits)
         self._logits = None
-        mx.async_eval(self._tokens, *(self._scores[1] if self._scores else ()))
+        mx.async_eval(self._tokens, self._broken, *(self._scores[1] if self._scores else ()))
+
+    def _process(self, logits: mx.array) -> mx.array:
+        """Logits after the processors that requests brought along; one that fails ends its own request only."""
+        if not any(s.request.processors for s in self.sequences):
+            return logits
+        rows = [logits[row] for row in range(len(self))]
+        for row, sequence in enumerate(self.sequences):
+            for processor in sequence.request.processors:
+                try:
+                    rows[row] = _processed(processor, sequence, rows[row])
+                except Exception as error:
+                    sequence.failure = EngineError(f"A logits processor failed: {error!r}")
+        return mx.stack(rows)
 
     def _score(self, logits: mx.array) -> None:
         rows = [row for row, s in enumerate(self.sequences) if s.request.top_logprobs is not None]
@@ -169,3 +182,12 @@ class DecodeBatch:
         index = mx.array(rows)
         top = max(self.sequences[row].request.top_logprobs or 0 for row in rows)
         self._scores = [self.sequences[row] for row in rows], logprobs(logits[index], self._tokens[index], top)
+
+
+def _processed(processor: LogitsProcessor, sequence: Sequence, logits: mx.array) -> mx.array:
+    processed = processor(sequence.tokens, logits)
+    if processed.shape != logits.shape:
+        raise ValueError(f"it answered logits of shape {processed.shape} instead of {logits.shape}")
+    # Evaluated here, so that what goes wrong in it is not found at somebody else's step.
+    mx.eval(processed)
+    return processed

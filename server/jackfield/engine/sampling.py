@@ -1,5 +1,6 @@
 """From logits to tokens, for all rows of a batch at once, each with its own parameters and seed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,19 +130,23 @@ class Adjustments:
         penalties = parameters.frequency_penalty, parameters.presence_penalty, parameters.repetition_penalty - 1
         return bool(parameters.logit_bias) or any(penalties)
 
-    def add(self, row: int, parameters: SamplingParameters, prompt: Sequence[int]) -> None:
-        """Start to adjust a row that has joined the batch."""
+    def add(self, row: int, parameters: SamplingParameters, prompt: Sequence[int], answer: Sequence[int] = ()) -> None:
+        """Start to adjust a row that has joined the batch, perhaps in the middle of its answer."""
         if not self.needed(parameters):
             return
         bias = mx.zeros((1, self._vocabulary))
         if parameters.logit_bias:
             bias[0, mx.array(list(parameters.logit_bias))] = mx.array(list(parameters.logit_bias.values()))
+        counts = Counter(answer)
+        if counts:
+            changes = [_penalty(parameters, count) for count in counts.values()]
+            bias[0, mx.array(list(counts))] -= mx.array(changes)
         seen = mx.zeros((1, self._vocabulary), dtype=mx.bool_)
         if parameters.repetition_penalty != 1:
-            seen[0, mx.array(sorted(set(prompt)))] = True
+            seen[0, mx.array(sorted({*prompt, *answer}))] = True
         self._rows.append(row)
         self._parameters.append(parameters)
-        self._answered.append(set())
+        self._answered.append(set(counts))
         self._bias = mx.concatenate([self._bias, bias])
         self._seen = mx.concatenate([self._seen, seen])
 
@@ -170,10 +175,11 @@ class Adjustments:
         self._seen[index, ids] = True
 
     def _change(self, i: int, token: int) -> float:
-        first = token not in self._answered[i]
-        self._answered[i].add(token)
         parameters = self._parameters[i]
-        return parameters.frequency_penalty + (parameters.presence_penalty if first else 0.0)
+        if token in self._answered[i]:
+            return parameters.frequency_penalty
+        self._answered[i].add(token)
+        return _penalty(parameters, 1)
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Adjusted logits [rows, vocabulary]."""
@@ -191,3 +197,8 @@ class Adjustments:
         logits = logits.astype(mx.float32)
         logits[rows] = adjusted
         return logits
+
+
+def _penalty(parameters: SamplingParameters, count: int) -> float:
+    """What a token's logit has lost once it stands ``count`` times in the answer."""
+    return parameters.presence_penalty + count * parameters.frequency_penalty

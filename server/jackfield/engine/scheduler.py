@@ -1,133 +1,272 @@
-"""Decides what the engine does next: which prompt is processed, and when everybody gets a token."""
+"""Decides what the engine does next: who gets in, which prompt goes on, and when everybody gets a token."""
 
 import time
-from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from jackfield.engine.batch import DecodeBatch, Sequence
+from jackfield.engine.batch import DecodeBatch
+from jackfield.engine.blocks import BLOCK_TOKENS
+from jackfield.engine.memory import MemoryGuard, Pressure
+from jackfield.engine.pace import PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
+from jackfield.engine.queue import WaitingQueue
 from jackfield.engine.request import (
+    CacheUse,
     EngineEvent,
-    FinishEvent,
     GenerationRequest,
     PrefillEvent,
     PromptLogprobsEvent,
+    StartEvent,
     TokenEvent,
 )
 from jackfield.engine.runner import Runner
+from jackfield.engine.sequence import Sequence
+from jackfield.engine.statistics import Statistics
+from jackfield.errors import DeadlineExceededError, JackfieldError, MemoryPressureError
 
 SCORED_SLICE = 128
 """The most prompt tokens that are scored in one go."""
+
+READERS = 4
+"""Prompts that are processed in turns. A short one need not wait for a long one, and each holds its caches."""
+
+GROWTH = 256
+"""Tokens of an answer for which there must be room before its request is let in."""
+
+STORE_TOKENS = 256
+"""While a long prompt is processed, the prefix cache is given this many tokens at a time."""
 
 Events = list[tuple[str, EngineEvent]]
 """Events with the id of the request they belong to."""
 
 
 @dataclass(slots=True)
-class PrefillPace:
-    """How many prompt tokens to process in one go: as many as fit in the target time.
-
-    Between two slices the other sequences get their tokens, and cancellations are heard.
-    """
-
-    alone: float = 1.0
-    """Seconds a slice may take while nobody else waits for tokens: long slices use the device best."""
-    in_company: float = 0.25
-    smallest: int = 32
-    largest: int = 2048
-    rate: float = 256.0
-    """Prompt tokens a second, as last measured."""
-
-    def slice(self, company: int) -> int:
-        """Tokens to process next, while ``company`` others are being answered."""
-        ideal = int(self.rate * (self.in_company if company else self.alone))
-        # Powers of two, so that a GPU sees few different shapes.
-        return max(self.smallest, min(self.largest, 1 << max(ideal, 1).bit_length() - 1))
-
-    def measured(self, tokens: int, seconds: float) -> None:
-        """Learn from a slice that has been processed; short ones say little about the rate."""
-        if tokens >= self.smallest:
-            self.rate += 0.5 * (tokens / max(seconds, 1e-6) - self.rate)
-
-
-@dataclass(slots=True)
 class Scheduler:
-    """All requests in the engine: waiting, being read (one at a time) and being answered."""
+    """All requests in the engine: waiting, being read (their prompts processed) and being answered.
+
+    A request that is let in gets a place in the decode batch and room for its prompt. When answers outgrow the
+    memory, the last ones to come make room: they wait again, and go on later where they were.
+    """
 
     runner: Runner
     prefix_cache: PrefixCache
     max_batch: int
+    guard: MemoryGuard = field(default_factory=lambda: MemoryGuard(1 << 62))
     pace: PrefillPace = field(default_factory=PrefillPace)
-    waiting: deque[Sequence] = field(default_factory=deque)
-    reading: Sequence | None = None
+    statistics: Statistics = field(default_factory=Statistics)
+    waiting: WaitingQueue = field(default_factory=WaitingQueue)
+    reading: list[Sequence] = field(default_factory=list)
     batch: DecodeBatch = field(init=False)
+    _turns: int = 0
+    _cache_budget: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.batch = DecodeBatch(self.runner)
+        self._cache_budget = self.prefix_cache.budget
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not (self.waiting or self.reading or len(self.batch))
 
+    # --- What the engine's thread asks for -----------------------------------------------------------------------
+
     def submit(self, request: GenerationRequest) -> None:
         """Put a request in the queue."""
-        self.waiting.append(Sequence(request))
+        self.waiting.put(Sequence(request))
 
     def cancel(self, request_ids: frozenset[str]) -> None:
         """Forget these requests, wherever they are; what was computed for them stays in the prefix cache."""
-        self.waiting = deque(s for s in self.waiting if s.request.id not in request_ids)
-        if self.reading and self.reading.request.id in request_ids:
-            self._remember(list(self.reading.request.prompt[: self.reading.processed]), self.reading)
-            self.reading = None
-        self._retire([s for s in self.batch.sequences if s.request.id in request_ids])
+        self._withdraw(lambda sequence: sequence.request.id in request_ids)
+        self._count()
+
+    def step(self) -> Events:
+        """A slice of one prompt, and one token for everybody who is being answered."""
+        started = time.perf_counter()
+        answering = len(self.batch)
+        events: Events = []
+        self._expire(events)
+        self.relieve()
+        self._admit(events)
+        reading_seconds = self._read(events)
+        if len(self.batch):
+            self._answer(events)
+        if answering:
+            self.pace.stepped(time.perf_counter() - started - reading_seconds)
+        self._count()
+        return events
+
+    def rest(self) -> None:
+        """Nothing to do: other programs may need memory all the same."""
+        self.relieve()
+        self._count()
 
     def clear(self) -> None:
         """Drop all requests after a failure, and the prefix cache, which may hold what was never computed."""
         self.waiting.clear()
-        self.reading = None
+        self.reading.clear()
         self.batch = DecodeBatch(self.runner)
         self.prefix_cache.clear()
+        self.runner.release()
+        self._count()
 
-    def step(self) -> Events:
-        """A slice of the prompt that is being read, and one token for everybody who is being answered."""
-        events: Events = []
-        if self.reading is None and self.waiting and len(self.batch) < self.max_batch:
-            self.reading = self._start(self.waiting.popleft())
-        if self.reading is not None:
-            self._read(self.reading, events)
-        if len(self.batch):
-            self._answer(events)
-        return events
+    def close(self) -> None:
+        """The end: the prefix cache is written to disk."""
+        self.prefix_cache.flush()
+        self.prefix_cache.close()
 
-    def _start(self, sequence: Sequence) -> Sequence:
-        prompt = sequence.request.prompt
-        # The last token always runs through the model, since its logits are the answer's first token.
-        usable = self.runner.shares_prefixes and not sequence.request.prompt_logprobs
-        blocks = self.prefix_cache.find(prompt[:-1]) if usable else []
-        sequence.caches = self.runner.start(blocks)
-        sequence.cached = sequence.processed = self.prefix_cache.tokens(blocks)
-        return sequence
+    # --- Memory --------------------------------------------------------------------------------------------------
 
-    def _read(self, sequence: Sequence, events: Events) -> None:
-        request = sequence.request
-        size = self.pace.slice(len(self.batch))
-        if request.prompt_logprobs:
+    @property
+    def held(self) -> int:
+        """Bytes that requests have or have been promised."""
+        return self.batch.nbytes + sum(map(self._need, self.reading))
+
+    def relieve(self) -> None:
+        """See to it that memory suffices: first the prefix cache gives way, then the last requests to come."""
+        lacking = self.guard.lacking()
+        # Rows grow on their own, so even without new requests they may have come to take all the room.
+        room = self.guard.room - self.held
+        self._give_way(min(room, self.prefix_cache.nbytes - lacking if lacking else room))
+        if lacking:
+            self.runner.release()
+            lacking = self.guard.lacking(fresh=True)
+        self._set_pressure(lacking)
+        while (self.guard.room < self.held or self.guard.pressure is Pressure.REFUSING) and self._busy > 1:
+            self._preempt(max((*self.batch.sequences, *self.reading), key=lambda sequence: sequence.rank))
+            if self.guard.pressure is Pressure.REFUSING:
+                self.runner.release()
+                self._set_pressure(self.guard.lacking(fresh=True))
+
+    def _give_way(self, room: int) -> None:
+        """Let the prefix cache have its budget, or the room that is left."""
+        budget = max(0, min(self._cache_budget, room))
+        if budget != self.prefix_cache.budget:
+            self.prefix_cache.budget = budget
+
+    def _set_pressure(self, lacking: int) -> None:
+        if lacking:
+            self.guard.pressure = Pressure.REFUSING if self.guard.critical else Pressure.SLOWING
+        else:
+            cramped = self.prefix_cache.budget < self._cache_budget
+            self.guard.pressure = Pressure.EVICTING if cramped else Pressure.NONE
+
+    @property
+    def _busy(self) -> int:
+        return len(self.batch) + len(self.reading)
+
+    def _need(self, sequence: Sequence) -> int:
+        return self.runner.row_bytes(sequence.length + GROWTH)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        if sequence in self.reading:
+            self.reading.remove(sequence)
+            if sequence.lookup is not None:
+                sequence.lookup.cancel()
+        else:
+            self.batch.remove([sequence])
+        sequence.preempt()
+        self.waiting.put(sequence)
+        self.statistics.preemptions += 1
+
+    # --- Getting in ----------------------------------------------------------------------------------------------
+
+    def _admit(self, events: Events) -> None:
+        while (first := self.waiting.first) and len(self.reading) < READERS and self._busy < self.max_batch:
+            # When nobody is left to make room, one may always try, unless memory is nearly gone.
+            limit = Pressure.SLOWING if self._busy else Pressure.REFUSING
+            if self.guard.pressure >= limit or self.held + self._need(first) > self.guard.room:
+                if self._busy:
+                    return
+                self._fail(self.waiting.take(), MemoryPressureError(), events)
+            else:
+                self._start(self.waiting.take())
+
+    def _start(self, sequence: Sequence) -> None:
+        """Room for the prompt is promised; what the prefix cache has may come from disk, which takes a while."""
+        self.reading.append(sequence)
+        self._give_way(self.guard.room - self.held)
+        sequence.caches = self.runner.start()
+        if not sequence.scores_prompt:
+            # The last token always runs through the model, since its logits are the next one's.
+            sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1])
+
+    def _started(self, sequence: Sequence, events: Events) -> None:
+        """What the prefix cache had is there."""
+        sequence.cache_use = CacheUse(miss="scored")
+        if (lookup := sequence.lookup) is not None:
+            sequence.lookup = None
+            sequence.cache_use = lookup.restore(sequence.caches)
+            sequence.processed = sequence.stored = sequence.cache_use.tokens
+            sequence.snapshots = self._snapshots(sequence, lookup.branch)
+        if sequence.started is None:
+            sequence.started = time.monotonic()
+            self._count_start(sequence)
+            waited = sequence.started - sequence.submitted
+            events.append((sequence.request.id, StartEvent(waited, sequence.cache_use)))
+
+    def _snapshots(self, sequence: Sequence, branch: int) -> frozenset[int]:
+        """Where to keep the state of caches that cannot be cut: where prompts part, and near this one's end."""
+        if not self.prefix_cache.stateful:
+            return frozenset()
+        end = (sequence.length - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        return frozenset({branch, end} - {0})
+
+    def _fail(self, sequence: Sequence, error: JackfieldError, events: Events) -> None:
+        events.append((sequence.request.id, sequence.finish("error", error)))
+
+    # --- Reading prompts -----------------------------------------------------------------------------------------
+
+    def _read(self, events: Events) -> float:
+        """Process a slice of one prompt; returns the seconds it took."""
+        sequence = self._next_reader(events)
+        if sequence is None:
+            return 0.0
+        # What the batch still computes must not be taken for the slice's time.
+        self.batch.wait()
+        started = time.perf_counter()
+        end = self._end_of_slice(sequence)
+        tokens = sequence.tokens[sequence.processed : end]
+        if sequence.scores_prompt:
+            self._score(sequence, tokens)
+        else:
+            self.runner.prefill(sequence.caches, tokens)
+        self.pace.sliced(len(tokens), time.perf_counter() - started, len(self.batch))
+        sequence.processed = end
+        self._store_on_the_way(sequence)
+        events.append((sequence.request.id, PrefillEvent(end, len(sequence.request.prompt))))
+        if not sequence.remaining:
+            self._begin(sequence, events)
+        return time.perf_counter() - started
+
+    def _next_reader(self, events: Events) -> Sequence | None:
+        """Whose prompt goes on: in turns the first in rank, so that it ends, and the one that needs least."""
+        for sequence in [s for s in self.reading if s.started is None or s.lookup is not None]:
+            if sequence.lookup is None or sequence.lookup.ready:
+                self._started(sequence, events)
+                if not sequence.remaining:
+                    self._begin(sequence, events)
+        ready = [sequence for sequence in self.reading if sequence.lookup is None]
+        if not ready:
+            self._wait_for_disk()
+            return None
+        self._turns += 1
+        return min(ready, key=lambda s: s.remaining if self._turns % 2 else s.rank)
+
+    def _wait_for_disk(self) -> None:
+        if self.reading and not len(self.batch) and self.reading[0].lookup:
+            self.reading[0].lookup.wait(0.05)
+
+    def _end_of_slice(self, sequence: Sequence) -> int:
+        size = self.pace.slice(len(self.batch), len(self.reading))
+        if sequence.scores_prompt:
             # Here the slice's logits are needed, each as long as the vocabulary.
             size = min(size, SCORED_SLICE)
-        end = min(sequence.processed + size, len(request.prompt) - 1)
-        tokens = request.prompt[sequence.processed : end]
-        if tokens:
-            started = time.perf_counter()
-            if request.prompt_logprobs:
-                self._score(sequence, tokens)
-            else:
-                self.runner.prefill(sequence.caches, tokens)
-            self.pace.measured(len(tokens), time.perf_counter() - started)
-        sequence.processed = end
-        events.append((request.id, PrefillEvent(end, len(request.prompt), sequence.cached)))
-        if end == len(request.prompt) - 1:
-            self._begin(sequence, events)
+        end = sequence.processed + min(size, sequence.remaining)
+        if self.prefix_cache.stateful and size >= BLOCK_TOKENS:
+            # States can be kept between blocks only.
+            end = max(end // BLOCK_TOKENS * BLOCK_TOKENS, sequence.processed + 1) if end < sequence.length - 1 else end
+        return min((stop for stop in sequence.snapshots if sequence.processed < stop < end), default=end)
 
     def _score(self, sequence: Sequence, tokens: tuple[int, ...]) -> None:
         start = sequence.processed + 1
@@ -135,33 +274,104 @@ class Scheduler:
         top = sequence.request.top_logprobs or 0
         sequence.scored += self.runner.score(sequence.caches, tokens, following, top)
 
+    def _store_on_the_way(self, sequence: Sequence) -> None:
+        if sequence.processed in sequence.snapshots:
+            self.prefix_cache.store(sequence.tokens[: sequence.processed], sequence.caches, snapshot=True)
+        elif sequence.processed - sequence.stored >= STORE_TOKENS:
+            self._remember(sequence.tokens[: sequence.processed], sequence)
+
     def _begin(self, sequence: Sequence, events: Events) -> None:
-        """The prompt has been read: the answer begins."""
-        self.reading = None
-        request = sequence.request
-        if request.prompt_logprobs:
-            scored = (TokenEvent(request.prompt[0]), *sequence.scored)
-            events.append((request.id, PromptLogprobsEvent(scored)))
-        self._remember(list(request.prompt[:-1]), sequence)
+        """The prompt has been read: the answer begins, or goes on."""
+        self.reading.remove(sequence)
+        if sequence.scores_prompt:
+            scored = (TokenEvent(sequence.request.prompt[0]), *sequence.scored)
+            events.append((sequence.request.id, PromptLogprobsEvent(scored)))
+        sequence.answering = sequence.answering or time.monotonic()
+        self._remember(sequence.tokens[:-1], sequence)
         self.batch.join(sequence)
+
+    # --- Answering -----------------------------------------------------------------------------------------------
 
     def _answer(self, events: Events) -> None:
         self.batch.launch()
         finished = []
         for step in self.batch.read():
-            events.append((step.sequence.request.id, step.token))
+            name = step.sequence.request.id
+            if step.token:
+                events.append((name, step.token))
+                self.statistics.generated_tokens += 1
             if step.finished:
-                events.append((step.sequence.request.id, FinishEvent(step.finished)))
+                events.append((name, step.sequence.finish(step.finished, step.sequence.failure)))
                 finished.append(step.sequence)
         self._retire(finished)
         self.batch.sample()
 
-    def _retire(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            tokens, sequence.caches = self.batch.held(sequence)
-            self._remember(tokens, sequence)
-        self.batch.remove(sequences)
+    # --- Leaving -------------------------------------------------------------------------------------------------
 
-    def _remember(self, tokens: list[int], sequence: Sequence) -> None:
-        if self.runner.shares_prefixes:
-            self.prefix_cache.store(tokens, sequence.caches)
+    def _expire(self, events: Events) -> None:
+        """End the requests whose time is over: with what there is of an answer, or with an error."""
+        now = time.monotonic()
+        for sequence in self._withdraw(lambda sequence: sequence.expired(now)):
+            if sequence.answer:
+                events.append((sequence.request.id, sequence.finish("timeout")))
+            else:
+                self._fail(sequence, DeadlineExceededError(), events)
+
+    def _withdraw(self, leaves: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Take out all that ``leaves`` says so of, wherever they are; what was computed stays in the prefix cache."""
+        waiting = self.waiting.remove(leaves)
+        reading = [sequence for sequence in self.reading if leaves(sequence)]
+        for sequence in reading:
+            self.reading.remove(sequence)
+            self._remember_part(sequence)
+        answering = [sequence for sequence in self.batch.sequences if leaves(sequence)]
+        self._retire(answering)
+        return [*waiting, *reading, *answering]
+
+    def _retire(self, sequences: Iterable[Sequence]) -> None:
+        leaving = list(sequences)
+        for sequence in leaving:
+            if sequence.suspect:
+                self._distrust(sequence)
+            else:
+                tokens, sequence.caches = self.batch.held(sequence)
+                self._remember(tokens, sequence)
+                sequence.caches = []
+        self.batch.remove(leaving)
+
+    def _remember(self, tokens: tuple[int, ...], sequence: Sequence) -> None:
+        self.prefix_cache.store(tokens, sequence.caches)
+        sequence.stored = len(tokens)
+
+    def _remember_part(self, sequence: Sequence) -> None:
+        if sequence.lookup is not None:
+            sequence.lookup.cancel()
+        elif sequence.caches:
+            part = sequence.tokens[: sequence.processed]
+            self.prefix_cache.store(part, sequence.caches, snapshot=not len(part) % BLOCK_TOKENS)
+
+    def _distrust(self, sequence: Sequence) -> None:
+        """What was computed is wrong, and nobody knows since when: forget all that may come from it."""
+        self.prefix_cache.discard(sequence.tokens)
+        self.prefix_cache.clear()
+
+    # --- Numbers -------------------------------------------------------------------------------------------------
+
+    def _count_start(self, sequence: Sequence) -> None:
+        use, counts = sequence.cache_use, self.statistics
+        counts.prompt_tokens += len(sequence.request.prompt)
+        counts.cached_tokens["disk"] += use.from_disk
+        counts.cached_tokens["memory"] += use.tokens - use.from_disk
+        if use.miss is None:
+            counts.hits += 1
+        else:
+            counts.misses[use.miss] += 1
+
+    def _count(self) -> None:
+        counts, cache = self.statistics, self.prefix_cache
+        counts.waiting, counts.reading, counts.running = len(self.waiting), len(self.reading), len(self.batch)
+        counts.kv_bytes = self.held
+        counts.cache_bytes = {"memory": cache.nbytes, "disk": cache.disk.nbytes if cache.disk else 0}
+        counts.evictions = {"memory": cache.evictions, "disk": cache.disk.evictions if cache.disk else 0}
+        counts.device_bytes = self.runner.device_bytes()
+        counts.pressure = self.guard.pressure.name.lower()

@@ -1,0 +1,141 @@
+"""From a model folder to a model that answers: its engine, loaded as often as need be, within a memory plan."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from jackfield.engine.blocks import stateful
+from jackfield.engine.disk_cache import DiskCache, identity_of
+from jackfield.engine.memory import MemoryGuard
+from jackfield.engine.pace import PrefillPace
+from jackfield.engine.prefix_cache import PrefixCache
+from jackfield.engine.runner import Runner
+from jackfield.engine.scheduler import Scheduler
+from jackfield.engine.thread import Engine
+from jackfield.errors import ModelLoadError
+from jackfield.events import EventBus
+from jackfield.models import cpu
+from jackfield.models.device import Device, describe, detect_device, load_blas
+from jackfield.models.folder import read_json
+from jackfield.models.loading import Network, load_network
+from jackfield.models.memory import host_memory
+from jackfield.models.plan import CONTEXT_STEP, MemoryPlan, plan_network
+from jackfield.models.registry import ServedModel
+from jackfield.models.tokenizer import Tokenizer
+from jackfield.settings import Settings
+
+DISK_CACHE_BYTES = 10 * 10**9
+DISK_CACHE_SHARE = 10
+"""The prefix cache takes one part in so many of the free disk, and no more than DISK_CACHE_BYTES."""
+
+Tell = Callable[[str], None]
+"""Shows a line to whoever started the server."""
+
+
+async def open_model(settings: Settings, folder: Path, events: EventBus, tell: Tell) -> ServedModel:
+    """Load the model in ``folder`` and generate a first token with it.
+
+    Raises:
+        ModelLoadError: it cannot be served.
+    """
+    tokenizer = Tokenizer(folder)
+    name = model_id(settings.model)
+    load = SchedulerLoader(settings, folder, tell)
+    capacity = settings.max_batch + settings.max_queue
+    engine = Engine(load, capacity, stall_seconds=settings.stall_seconds, events=events, name=name)
+    await engine.start()
+    return ServedModel(
+        id=name,
+        tokenizer=tokenizer,
+        engine=engine,
+        context_length=load.plan.context_length,
+        vocabulary=load.vocabulary,
+        defaults=read_json(folder / "generation_config.json"),
+    )
+
+
+def model_id(name: str) -> str:
+    """What clients call the model: a Hugging Face name as it is, else the folder's or file's own name."""
+    path = Path(name)
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else name
+
+
+class SchedulerLoader:
+    """Makes the engine's scheduler, on the engine's thread, and again whenever that thread has to be replaced."""
+
+    def __init__(self, settings: Settings, folder: Path, tell: Tell) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._tell = tell
+        self._device: Device
+        self._network: Network | None = None
+        self._disk: DiskCache | None = None
+        self.plan: MemoryPlan
+        self.vocabulary: int
+
+    def __call__(self) -> Scheduler:
+        """Load the model, or take it over from the thread before.
+
+        Raises:
+            ModelLoadError: it cannot be served.
+        """
+        network = self._network or self._first_load()
+        # What was taken over once without success is read from disk the next time: it may be damaged.
+        self._network = None if self._network else network
+        runner = Runner(network.model, kv_bits=self._settings.kv_bits)
+        self.vocabulary = runner.vocabulary
+        guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
+        cache = PrefixCache(self.plan.prefix_cache, self._disk, stateful=stateful(runner.start()))
+        pace = PrefillPace(slowdown=self._settings.max_slowdown)
+        return Scheduler(runner, cache, self._settings.max_batch, guard, pace)
+
+    def _first_load(self) -> Network:
+        settings = self._settings
+        self._device = detect_device(load_blas())
+        network = load_network(self._folder, self._device, dtype=settings.dtype, prepare=cpu.prepare)
+        self._tell(describe(self._device, network.dtype))
+        self.plan = self._plan(network)
+        for line in self.plan.lines():
+            self._tell(line)
+        self._disk = self._disk or self._open_disk(network)
+        return network
+
+    def _plan(self, network: Network) -> MemoryPlan:
+        settings = self._settings
+        plan = plan_network(
+            network,
+            self._device.kind,
+            self._device.memory_bytes,
+            context_length=settings.context_length,
+            slots=settings.max_batch,
+            kv_bits=settings.kv_bits,
+            prefix_cache=settings.prefix_cache_bytes,
+            memory_limit=settings.memory_limit,
+        )
+        if plan.fits:
+            return plan
+        if plan.context_that_fits < CONTEXT_STEP:
+            raise ModelLoadError(plan.shortage(), suggestions=plan.advice)
+        self._tell(plan.shortage())
+        return replace(plan, context_length=plan.context_that_fits)
+
+    def _open_disk(self, network: Network) -> DiskCache | None:
+        settings = self._settings
+        folder = settings.cache_dir / "prefixes"
+        budget = settings.prefix_cache_disk_bytes
+        if budget is None:
+            settings.cache_dir.mkdir(parents=True, exist_ok=True)
+            budget = min(DISK_CACHE_BYTES, shutil.disk_usage(settings.cache_dir).free // DISK_CACHE_SHARE)
+        if not budget:
+            return None
+        return DiskCache(folder, budget, identity_of(self._folder, network.dtype, str(settings.kv_bits)))
+
+    def _free(self) -> int:
+        """Bytes that can be allocated now, by the machine's own figures and the user's limit."""
+        held = mx.get_active_memory() + mx.get_cache_memory()
+        limit = self._settings.memory_limit
+        machine = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes - held
+        return machine if limit is None else min(machine, limit - held)

@@ -1,0 +1,115 @@
+"""From settings to an engine: what is planned at the start, and what outlives a restart."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from serving import Server, serve
+
+LONG = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog, and nobody knows why. " * 20}]
+
+
+def ask(server: Server, **fields) -> httpx2.Response:
+    body = {"model": server.model, "messages": LONG, "max_tokens": 8, "temperature": 0, "jackfield": True, **fields}
+    return httpx2.post(f"{server.api}/chat/completions", json=body, timeout=60)
+
+
+def cache_use(response: httpx2.Response) -> dict:
+    return response.json()["jackfield"]["choices"][0]["cache"]
+
+
+def text(response: httpx2.Response) -> str:
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_the_start_up_says_what_fits(tiny_server):
+    plan = "".join(tiny_server.log)
+    assert re.search(r"Memory [\d.]+ GB: weights .* activations .* KV cache .* prefix cache .* a token", plan)
+    assert re.search(r"Context 4,096 tokens x 32 at the same time: all fit, and .* remain", plan)
+
+
+def refusal(model: Path, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 1
+    assert "Serving" not in result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_to_do(tiny_model):
+    said = refusal(tiny_model, JACKFIELD_MEMORY_LIMIT="1MB")
+    assert "Does not fit" in said
+
+
+@pytest.mark.parametrize("wrong", ["much", "-3GB", "5 elephants"])
+def test_a_size_that_is_none_is_refused_by_name(tiny_model, wrong):
+    assert "'memory_limit' from the environment is wrong" in refusal(tiny_model, JACKFIELD_MEMORY_LIMIT=wrong)
+
+
+def test_keys_and_values_that_cannot_be_quantized_are_told_before_the_port_opens(tiny_model):
+    assert "cannot be quantized" in refusal(tiny_model, JACKFIELD_KV_BITS="8")
+
+
+def test_a_context_that_does_not_fit_is_shortened_and_said_so(tiny_model):
+    doctor = [sys.executable, "-m", "jackfield", "doctor", str(tiny_model), "--json"]
+    sizes = httpx2.Response(200, content=subprocess.check_output(doctor)).json()
+    # Room for half of a sequence at the full context. Activations are planned for the full one.
+    limit = sizes["weights_bytes"] + sizes["workspace_bytes"] + sizes["sequence_bytes"] // 2
+    with serve(tiny_model, JACKFIELD_MEMORY_LIMIT=str(limit), JACKFIELD_PREFIX_CACHE_BYTES="0") as server:
+        (line,) = [line for line in server.log if "Does not fit" in line]
+        context = int(re.search(r"a context of ([\d,]+) fits", line)[1].replace(",", ""))
+        assert 1024 <= context <= 2048
+        assert ask(server).status_code == 200
+        refused = ask(server, messages=[{"role": "user", "content": "word " * 3000}])
+        assert refused.status_code == 400
+        assert f"maximum context length is {context} tokens" in refused.json()["error"]["message"]
+
+
+def test_prompts_outlive_a_restart_on_disk_where_nobody_else_reads_them(tiny_model, tmp_path):
+    keep = {"JACKFIELD_PREFIX_CACHE_DISK_BYTES": "1GB", "JACKFIELD_CACHE_DIR": str(tmp_path)}
+    with serve(tiny_model, **keep) as server:
+        cold = ask(server)
+        assert (cache_use(cold)["cached_tokens"], cache_use(cold)["miss"]) == (0, "new")
+    files = [path for path in (tmp_path / "prefixes").rglob("*") if path.is_file()]
+    assert files
+    assert not any(stat.S_IMODE(path.stat().st_mode) & 0o077 for path in files)
+    with serve(tiny_model, **keep) as server:
+        warm = ask(server)
+        use = cache_use(warm)
+        assert use["from_disk"] == use["cached_tokens"] > use["prompt_tokens"] - 34
+        assert use["miss"] is None
+        assert text(warm) == text(cold)
+        metrics = httpx2.get(f"{server.url}/metrics").text
+        assert re.search(r'cached_total\{model="[^"]*",tier="disk"\} [1-9]', metrics)
+    # With other settings the same tokens lead to other numbers.
+    with serve(tiny_model, JACKFIELD_DTYPE="keep", **keep) as server:
+        assert cache_use(ask(server))["cached_tokens"] in (0, use["cached_tokens"])
+
+
+def test_damaged_files_are_thrown_away_with_a_warning_and_never_served(tiny_model, tmp_path):
+    keep = {"JACKFIELD_PREFIX_CACHE_DISK_BYTES": "1GB", "JACKFIELD_CACHE_DIR": str(tmp_path)}
+    with serve(tiny_model, **keep) as server:
+        cold = ask(server)
+    for path in (tmp_path / "prefixes").rglob("*"):
+        if path.is_file():
+            data = bytearray(path.read_bytes())
+            data[-5] ^= 1
+            path.write_bytes(data)
+    with serve(tiny_model, **keep) as server:
+        again = ask(server)
+        assert (cache_use(again)["cached_tokens"], cache_use(again)["miss"]) == (0, "damaged")
+        assert text(again) == text(cold)
+        assert any("WARNING" in line for line in server.log)
