@@ -1,8 +1,8 @@
-"""Faster layers for a CPU: the same functions, built from operations that MLX's CPU backend is good at.
+"""Faster layers for a CPU.
 
-MLX's scalar ``exp`` takes about 20 ns an element on x86-64, its multiplications half a nanosecond, so a polynomial in
-a dozen cheap operations is four times as fast. Attention multiplies one matrix for each KV head instead of one for
-each query head, and all layers share one table of rotations. Measured in docs/performance.md.
+MLX's scalar ``exp`` takes about 20 ns an element on x86-64, NumPy's vector instructions less than one, so softmax and
+SiLU of more than a few elements are NumPy's. Attention multiplies one matrix for each KV head instead of one for each
+query head, and all layers share one table of rotations. Measured in docs/performance.md.
 """
 
 import inspect
@@ -10,21 +10,26 @@ import sys
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache, make_prompt_cache
+from numpy.typing import NDArray
 
 from jackfield.models.device import Device
 
-WORTHWHILE = 8192
-"""Elements from which on the polynomial beats ``mx.exp``, whose one call costs less than a dozen."""
+WORTHWHILE = 16384
+"""Elements from which on NumPy beats ``mx.exp``, although everything before it has to be computed first."""
 
 LIMIT = 60.0
 """e^-60 vanishes beside 1 in float32. Much smaller weights would too, but their products with values are subnormal
 numbers, and a CPU takes a hundred times as long for those."""
 
-_EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1)
-_LN2, _LOG2_E = 6.931472028550421e-1, 1.4426950408889634
+CACHED = 65536
+"""Elements that stay in a core's second-level cache beside everything else."""
+
+SPLIT_ROWS, SPLIT_POSITIONS = 10, 256
+"""Matrices of few rows and many columns are multiplied in parts: MKL takes ten times as long for the whole."""
 
 
 def prepare(model: nn.Module, config: dict[str, Any], device: Device) -> nn.Module:
@@ -42,26 +47,19 @@ def prepare(model: nn.Module, config: dict[str, Any], device: Device) -> nn.Modu
     return model
 
 
-def exp(x: mx.array) -> mx.array:
-    """e^x for float32 within 4e-6 of its value; arguments beyond ``LIMIT`` count as the limit.
-
-    2^x by a power of two from the exponent's bits and a polynomial for the rest (Cephes' exp2f, |rest| <= 1/2).
-    """
-    if x.dtype != mx.float32 or x.size < WORTHWHILE:
-        return mx.exp(x)
-    scaled = mx.clip(x, -LIMIT, LIMIT) * _LOG2_E
-    # The conversion cuts towards zero, which rounds to nearest once everything is positive.
-    exponent = (scaled + 127.5).astype(mx.int32)
-    rest = scaled - (exponent.astype(mx.float32) - 127.0)
-    polynomial = rest * _EXP2[0] + _EXP2[1]
-    for coefficient in (*_EXP2[2:], _LN2, 1.0):
-        polynomial = polynomial * rest + coefficient
-    return polynomial * (exponent << 23).view(mx.float32)
-
-
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """SiLU(gate) times x, elementwise (arXiv:2002.05202)."""
-    return gate / (1.0 + exp(-gate)) * x
+    """SiLU(gate) times x, elementwise (arXiv:2002.05202); waits for large ones."""
+    if gate.dtype != mx.float32 or gate.size < WORTHWHILE:
+        return gate / (1.0 + mx.exp(-gate)) * x
+    mx.eval(gate, x)
+    gates = np.array(gate, copy=False)
+    products = np.clip(gates, -LIMIT, LIMIT)
+    np.negative(products, out=products)
+    np.exp(products, out=products)
+    products += 1.0
+    np.divide(gates, products, out=products)
+    products *= np.array(x, copy=False)
+    return mx.array(products)
 
 
 def attention(  # noqa: PLR0917 - mlx-lm's signature
@@ -96,7 +94,7 @@ def attention(  # noqa: PLR0917 - mlx-lm's signature
     group = heads // kv_heads
     grouped = (queries * scale).reshape(rows, kv_heads, group * count, dimension)
     scores = (grouped @ keys.swapaxes(-1, -2)).reshape(rows, heads, count, positions)
-    weights = _softmax(_masked(scores, mask)).reshape(rows, kv_heads, group * count, positions)
+    weights = _softmax(scores, mask).reshape(rows, kv_heads, group * count, positions)
     outputs: mx.array = weights @ values
     return outputs.reshape(rows, heads, count, -1)
 
@@ -115,11 +113,43 @@ def _masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
     return mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
 
 
-def _softmax(scores: mx.array) -> mx.array:
+def _softmax(scores: mx.array, mask: mx.array | str | None) -> mx.array:
+    """Weights [rows, heads, count, positions] from scores, which nobody else may use: their memory is taken over."""
     if scores.size < WORTHWHILE:
-        return mx.softmax(scores, axis=-1)
-    weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
-    return weights / mx.sum(weights, axis=-1, keepdims=True)
+        return mx.softmax(_masked(scores, mask), axis=-1)
+    causal = isinstance(mask, str)
+    if not causal:
+        scores = _masked(scores, mask)
+    weights = np.array(scores, copy=False)
+    count, positions = scores.shape[-2:]
+    hidden = np.triu(np.ones((count, count), np.bool_), 1) if causal else None
+    # A few rows at a time, which stay in the processor's cache from the first operation to the last.
+    few = max(1, CACHED // positions)
+    for head in weights.reshape(-1, count, positions):
+        if hidden is not None:
+            head[:, positions - count :][hidden] = -np.inf
+        for start in range(0, count, few):
+            _softmax_in_place(head[start : start + few])
+    return scores
+
+
+def _softmax_in_place(scores: NDArray[np.float32]) -> None:
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.maximum(scores, -LIMIT, out=scores)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+
+
+def _weighted(weights: mx.array, values: mx.array) -> mx.array:
+    """weights [..., rows, positions] @ values [..., positions, dimension]."""
+    rows, positions = weights.shape[-2:]
+    if rows == 1 or rows >= SPLIT_ROWS or positions < 2 * SPLIT_POSITIONS:
+        return weights @ values
+    parts = positions // SPLIT_POSITIONS
+    whole = parts * SPLIT_POSITIONS
+    left = weights[..., :whole].reshape(*weights.shape[:-1], parts, SPLIT_POSITIONS).swapaxes(-2, -3)
+    right = values[..., :whole, :].reshape(*values.shape[:-2], parts, SPLIT_POSITIONS, values.shape[-1])
+    return (left @ right).sum(axis=-3) + weights[..., whole:] @ values[..., whole:, :]
 
 
 class Rotations:
