@@ -101,10 +101,10 @@ $(TOOLS): $(PROJECTS) | $(BIN)/python
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test lint bench clean
+.PHONY: help serve test soak lint bench bench-engine clean
 
 help:  ## list what can be made
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 serve: $(RUNTIME)  ## install Jackfield here, then start it (ARGS="..." goes to `jackfield serve`)
 	@exec $(BIN)/jackfield serve $(ARGS)
@@ -115,6 +115,11 @@ test: $(TOOLS)  ## run the tests and report their coverage (ARGS="..." goes to p
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
+SOAK_SECONDS ?= 600
+
+soak: $(TOOLS)  ## see for ten minutes whether limits hold and nothing grows (SOAK_SECONDS=180, SOAK_JSON=soak.json)
+	@SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/soak $(ARGS)
+
 lint: $(TOOLS)  ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -122,6 +127,9 @@ lint: $(TOOLS)  ## check style, formatting and types
 
 bench: $(RUNTIME)  ## measure Jackfield beside mlx_lm.server (ARGS="--quick" for a first look)
 	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
+
+bench-engine: $(RUNTIME)  ## measure the engine on its own: disk, memory, kv_bits, fairness (ARGS="--parts disk")
+	@exec $(BIN)/python benchmarks/engine.py $(ARGS)
 
 clean:  ## remove .venv and everything else that was made here
 	@rm -rf $(VENV) .build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,11 +7,13 @@ document a token. What it costs all the same is measured too (see ``scenarios.me
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Clock = Callable[[], float]
+Message = Mapping[str, str]
+"""Of a conversation: ``role`` and ``content``."""
 
 
 class RequestFailedError(Exception):
@@ -36,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: when its parts came, by the target's clock, and the token counts that the server reported."""
+    """One answer: when its parts came, by the target's clock, the token counts that the server reported, its text."""
 
     sent: float
     first: float
@@ -44,6 +46,9 @@ class Reply:
     done: float
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt; 0 from a server that does not say."""
+    text: str = ""
 
     @property
     def time_to_first_token(self) -> float:
@@ -58,11 +63,20 @@ class Reply:
         return (self.completion_tokens - 1) / (self.last - self.first)
 
 
-async def chat(target: Target, prompt: str, max_tokens: int) -> Reply:
-    """Ask for a streamed answer of up to ``max_tokens`` tokens and time it."""
+async def chat(
+    target: Target, prompt: str | Sequence[Message], max_tokens: int, arrivals: list[float] | None = None
+) -> Reply:
+    """Ask for a streamed answer of up to ``max_tokens`` tokens and time it.
+
+    Args:
+        target: whom to ask.
+        prompt: what the user says, or a whole conversation.
+        max_tokens: the most that is asked for.
+        arrivals: is told when each piece of text comes, for those who do not wait for the end.
+    """
     body = {
         "model": target.model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
         "max_tokens": max_tokens,
         "temperature": 0,
         "stream": True,
@@ -73,7 +87,8 @@ async def chat(target: Target, prompt: str, max_tokens: int) -> Reply:
         sent = target.clock()
         reader, writer = await send(target, "POST", "/v1/chat/completions", json.dumps(body).encode())
         try:
-            return await time_events(target.clock, sent, events(body_pieces(*await start_of_answer(reader))))
+            stream = events(body_pieces(*await start_of_answer(reader)))
+            return await time_events(target.clock, sent, stream, [] if arrivals is None else arrivals)
         finally:
             writer.close()
 
@@ -87,32 +102,30 @@ async def get(target: Target, path: str) -> bytes:
         writer.close()
 
 
-async def time_events(clock: Clock, sent: float, stream: AsyncIterator[dict[str, Any]]) -> Reply:
+async def time_events(clock: Clock, sent: float, stream: AsyncIterator[dict[str, Any]], arrivals: list[float]) -> Reply:
     """Read a stream to its end, noting when text came."""
-    first: float | None = None
-    last = sent
-    usage: dict[str, int] = {}
+    text = ""
+    usage: dict[str, Any] = {}
     async for event in stream:
         if "error" in event:
             raise RequestFailedError(f"the server broke off: {event['error']}")
-        if has_text(event):
-            last = clock()
-            first = last if first is None else first
+        if generated(event, "content", "reasoning", "reasoning_content"):
+            arrivals.append(clock())
+        text += generated(event, "content")
         usage = event.get("usage") or usage
-    if first is None:
+    if not arrivals:
         raise RequestFailedError("the answer has no text")
     if not usage:
         raise RequestFailedError("the answer has no token counts (stream_options.include_usage)")
-    return Reply(sent, first, last, clock(), usage["prompt_tokens"], usage["completion_tokens"])
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    counts = (usage["prompt_tokens"], usage["completion_tokens"], cached)
+    return Reply(sent, arrivals[0], arrivals[-1], clock(), *counts, text)
 
 
-def has_text(event: dict[str, Any]) -> bool:
-    """Whether a chunk carries generated text, reasoning included."""
-    return any(
-        delta.get(key)
-        for delta in (choice.get("delta", {}) for choice in event.get("choices", []))
-        for key in ("content", "reasoning", "reasoning_content")
-    )
+def generated(event: dict[str, Any], *keys: str) -> str:
+    """The text that a chunk carries under these keys."""
+    deltas = [choice.get("delta", {}) for choice in event.get("choices", [])]
+    return "".join(delta.get(key) or "" for delta in deltas for key in keys)
 
 
 # --- just enough HTTP -----------------------------------------------------------------------------------------------

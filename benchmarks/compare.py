@@ -3,12 +3,9 @@
 import argparse
 import asyncio
 import json
-import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,15 @@ from rich.console import Console
 
 import machine
 from client import FAILURES
+from command import circumstances, model_folder, reason, run, show_notes
 from display import Display, display_for, table
-from jackfield import settings
-from jackfield.cli.progress import RichProgress
-from jackfield.errors import JackfieldError
-from jackfield.models.sources import resolve
 from peers import Peer, PeerError, Running, parse, running
-from results import Results
-from scenarios import Prompts, Sample, Scenario, catalogue, measured, warm_up
+from prompts import Prompts
+from results import Results, Sample
+from scenarios import LONG_TOKENS, Scenario, catalogue, measured, warm_up
+
+Turn = tuple[int, Scenario, Running, Sequence[Running]]
+"""Repeat, what is measured, on which server, and the servers that wait meanwhile."""
 
 EXAMPLES = """
 examples:
@@ -31,6 +29,8 @@ examples:
   python benchmarks/compare.py --quick                    a first look, in a few minutes
   python benchmarks/compare.py --model ~/models/Qwen2.5-Coder-7B-Instruct-4bit --json result.json
   python benchmarks/compare.py --scenarios decode,throughput_8 --repeats 5
+  python benchmarks/compare.py --scenarios fairness --long-tokens 1000
+  python benchmarks/compare.py --servers jackfield --scenarios fairness_1,fairness
   python benchmarks/compare.py --servers jackfield,other=http://127.0.0.1:8080
 
 Exit status: 0 when everything was measured, 1 when a measurement failed, 2 when nothing could be measured, 130 when
@@ -45,14 +45,7 @@ def main() -> int:
     """Run the command line."""
     console = Console()
     options = arguments().parse_args()
-    try:
-        return asyncio.run(compare(options, model_folder(options.model), console))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("Interrupted; the servers are stopped.")
-        return 130
-    except PeerError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 2
+    return run(lambda: compare(options, console), console)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,6 +68,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="measurements of each kind (3; with --quick 1)")
     parser.add_argument("--tokens", type=int, metavar="N", help="length of an answer (64; with --quick 24)")
+    parser.add_argument(
+        "--long-tokens",
+        type=int,
+        default=LONG_TOKENS,
+        metavar="N",
+        help="length of the prompt that comes while others read their answers (%(default)s)",
+    )
     parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="limit for a request (%(default)g s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter measurements: rough figures")
@@ -98,39 +98,24 @@ def scenarios_option(text: str) -> list[str]:
     return text.split(",")
 
 
-async def compare(options: argparse.Namespace, model: Path, console: Console) -> int:
+async def compare(options: argparse.Namespace, console: Console) -> int:
     """Start the servers, measure them in turns, and show the result."""
-    stop_at_sigterm()
-    known = catalogue(options.tokens or (24 if options.quick else 64))
-    names = options.scenarios or (QUICK if options.quick else known)
+    model = model_folder(options.model)
+    known = catalogue(options.tokens or (24 if options.quick else 64), long_tokens=options.long_tokens)
+    scenarios = [known[name] for name in options.scenarios or (QUICK if options.quick else known)]
     repeats = options.repeats or (1 if options.quick else 3)
-    results = Results([known[name] for name in names], [peer.name for peer in options.servers])
-    display = display_for(console, results, repeats * len(results.scenarios) * len(results.servers))
+    results = Results(scenarios, [peer.name for peer in options.servers])
+    display = display_for(console, results, repeats * len(scenarios) * len(results.servers))
     async with AsyncExitStack() as stack:
         stack.enter_context(display.shown())
         servers = [await started(stack, peer, model, options.timeout, display) for peer in options.servers]
         overheads = [await warmed_up(server, display) for server in servers]
-        await measure(results, servers, repeats, overheads[0], display)
+        await measure(results, turns(scenarios, servers, repeats), overheads[0], display)
     report = report_on(results, servers, model, repeats)
     show(console, results, report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if results.failures else 0
-
-
-def stop_at_sigterm() -> None:
-    """Let SIGTERM end this task as Ctrl-C does, so that the servers are stopped."""
-    task = asyncio.current_task()
-    if task:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-
-
-def model_folder(name: str) -> Path:
-    """The folder that every server is started with, fetched first if need be."""
-    try:
-        return resolve(name, cache=settings.load({}).cache_dir, progress=RichProgress()).resolve()
-    except JackfieldError as error:
-        raise PeerError("\n".join((error.message, *error.suggestions))) from None
 
 
 async def started(stack: AsyncExitStack, peer: Peer, model: Path, limit: float, display: Display) -> Running:
@@ -148,45 +133,34 @@ async def warmed_up(server: Running, display: Display) -> int:
         raise PeerError(f"{server.name} does not answer: {reason(error)}") from None
 
 
-async def measure(results: Results, servers: Sequence[Running], repeats: int, overhead: int, display: Display) -> None:
+async def measure(results: Results, turns: Iterable[Turn], overhead: int, display: Display) -> None:
     """Measure everything, one server at a time, and note what failed."""
-    for repeat, scenario, server in turns(results.scenarios, servers, repeats):
-        display.begin(f"{server.name}: {scenario.title}" + (f" ({repeat + 1} of {repeats})" if repeats > 1 else ""))
+    for repeat, scenario, server, others in turns:
+        display.begin(f"{server.name}: {scenario.title}" + (f" (repeat {repeat + 1})" if repeat else ""))
         prompts = Prompts(f"{scenario.name} {repeat}", overhead)
         outcome: Sample | str
         await asyncio.sleep(SETTLE_S)
         try:
-            outcome = await measured(scenario, server, [other for other in servers if other is not server], prompts)
+            outcome = await measured(scenario, server, others, prompts)
         except FAILURES as error:
             outcome = reason(error) + server.ended
         results.add(scenario, server.name, outcome)
         display.end(scenario, server.name, outcome)
 
 
-def turns(
-    scenarios: Sequence[Scenario], servers: Sequence[Running], repeats: int
-) -> Iterator[tuple[int, Scenario, Running]]:
+def turns(scenarios: Sequence[Scenario], servers: Sequence[Running], repeats: int) -> Iterator[Turn]:
     """Who is measured when: the servers take turns at every scenario, and another one begins at every repeat."""
     for repeat in range(repeats):
         begin = repeat % len(servers)
         for scenario in scenarios:
             for server in (*servers[begin:], *servers[:begin]):
-                yield repeat, scenario, server
-
-
-def reason(error: BaseException) -> str:
-    """An error as one line."""
-    return f"{type(error).__name__}: {error}".removeprefix("RequestFailedError: ")
+                yield repeat, scenario, server, [other for other in servers if other is not server]
 
 
 def report_on(results: Results, servers: Sequence[Running], model: Path, repeats: int) -> dict[str, Any]:
     """Everything worth keeping about a run."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
-        "model": model.name,
-        "repeats": repeats,
+        **circumstances(model, repeats),
         "servers": {server.name: server.command for server in servers},
         "measured_s": results.total("wall_s"),
         "client_cpu_s": results.total("client_cpu_s"),
@@ -210,10 +184,7 @@ def show(console: Console, results: Results, report: dict[str, Any]) -> None:
         f"and the servers that were not being measured {share('waiting_cpu_s')}",
         f"to repeat: {report['command']}",
     ]
-    for note in notes:
-        console.print(note, style="dim", markup=False, highlight=False)
-    for (scenario, server), reasons in results.failures.items():
-        console.print(f"failed: {server}, {scenario}: {reasons[0]}", style="red", markup=False, highlight=False)
+    show_notes(console, notes, results.failures)
 
 
 if __name__ == "__main__":

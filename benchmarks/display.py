@@ -9,8 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from results import Results
-from scenarios import Sample, Scenario
+from results import Quantity, Results, Sample
 
 
 class Display(Protocol):
@@ -22,7 +21,7 @@ class Display(Protocol):
     def begin(self, what: str) -> None:
         """Something that takes a while begins."""
 
-    def end(self, scenario: Scenario, server: str, outcome: Sample | str) -> None:
+    def end(self, quantity: Quantity, server: str, outcome: Sample | str) -> None:
         """One measurement has ended."""
 
 
@@ -55,7 +54,7 @@ class LiveDisplay:
         """Say what is being done."""
         self.progress.update(self.task, description=what)
 
-    def end(self, scenario: Scenario, server: str, outcome: Sample | str) -> None:
+    def end(self, quantity: Quantity, server: str, outcome: Sample | str) -> None:
         """Count it; the table reads the results itself."""
         self.progress.advance(self.task)
 
@@ -75,14 +74,14 @@ class Lines:
         """Say what is being done."""
         self.console.print(f"{time.monotonic() - self.began:7.0f} s  {what} ...", highlight=False)
 
-    def end(self, scenario: Scenario, server: str, outcome: Sample | str) -> None:
+    def end(self, quantity: Quantity, server: str, outcome: Sample | str) -> None:
         """Say how it went."""
-        told = outcome if isinstance(outcome, str) else figure(outcome.value, scenario.unit)
-        self.console.print(f"{'':9}   {server}: {told}", highlight=False)
+        told = outcome if isinstance(outcome, str) else figure(outcome.value, quantity.unit)
+        self.console.print(f"{'':9}   {server}, {quantity.title}: {told}", highlight=False)
 
 
 def table(results: Results) -> Table:
-    """A row for each scenario, a column for each server, then how the first compares with the others."""
+    """A row for each quantity, a column for each server, then how the first compares with the others."""
     first, *others = results.servers
     made = Table(title="median (lowest–highest)", title_justify="left", title_style="dim")
     made.add_column("", no_wrap=True)
@@ -90,27 +89,27 @@ def table(results: Results) -> Table:
         made.add_column(name, justify="right")
     for name in others:
         made.add_column(f"{first} against {name}", justify="right", style="bold")
-    for scenario in results.scenarios:
-        cells = [cell(results, scenario, name) for name in results.servers]
-        made.add_row(scenario.title, *cells, *(comparison(results.ratio(scenario, name)) for name in others))
+    for quantity in results.quantities:
+        cells = [cell(results, quantity, name) for name in results.servers]
+        made.add_row(quantity.title, *cells, *(comparison(results.ratio(quantity, name)) for name in others))
     return made
 
 
-def cell(results: Results, scenario: Scenario, server: str) -> str:
-    """One server's figure for one scenario."""
-    failed = " [red]failed[/]" if results.failures.get((scenario.name, server)) else ""
-    summary = results.summary(scenario, server)
+def cell(results: Results, quantity: Quantity, server: str) -> str:
+    """One server's figure for one quantity."""
+    failed = " [red]failed[/]" if results.failures.get((quantity.name, server)) else ""
+    summary = results.summary(quantity, server)
     if summary is None:
         return failed.strip()
     spread = f" ({number(summary.low)}–{number(summary.high)})" if summary.low < summary.high else ""
-    return figure(summary.median, scenario.unit) + spread + failed
+    return figure(summary.median, quantity.unit) + spread + failed
 
 
 def comparison(ratio: float | None) -> str:
     """A ratio in words."""
     if ratio is None:
         return ""
-    return f"{number(ratio)}× faster" if ratio >= 1 else f"{number(1 / ratio)}× slower"
+    return f"{number(ratio)}× better" if ratio >= 1 else f"{number(1 / ratio)}× worse"
 
 
 def figure(value: float, unit: str) -> str:

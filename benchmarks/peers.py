@@ -21,6 +21,8 @@ from client import FAILURES, Target, get
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 READY_WITHIN = 300
+STOPPED_WITHIN = 20
+"""Jackfield writes its prefix cache to disk first, where it is told to."""
 ALIVE: set[int] = set()
 
 
@@ -57,6 +59,8 @@ PEERS = {
             (f"{BIN}/jackfield", "serve", "--model", "{model}", "--host", HOST, "--port", "{port}"),
             ready="/ready",
             model="",
+            # Otherwise a run would find the prompts of the one before on disk.
+            env={"JACKFIELD_PREFIX_CACHE_DISK_BYTES": "0"},
             extra={"ignore_eos": True},
         ),
         # Just what its documentation says; `default_model` is its name for the model it was started with.
@@ -177,7 +181,7 @@ async def stop(process: asyncio.subprocess.Process) -> None:
     for how in (signal.SIGTERM, signal.SIGKILL):
         signal_group(process.pid, how)
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), 5)
+            await asyncio.wait_for(process.wait(), STOPPED_WITHIN)
             break
     ALIVE.discard(process.pid)
 
