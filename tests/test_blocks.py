@@ -14,13 +14,14 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from jackfield.engine import blocks
 from jackfield.engine.blocks import (
     BLOCK_TOKENS,
     Block,
     Record,
     chain,
     cut,
-    restore,
+    join,
     reusable,
     snapshot,
     stateful,
@@ -80,6 +81,10 @@ def pieces(caches, count):
     return [cut(caches, n * BLOCK_TOKENS, (n + 1) * BLOCK_TOKENS) for n in range(count)]
 
 
+def restore(pieces, state, caches):
+    blocks.restore(join(iter(pieces), len(pieces)), state, caches)
+
+
 def same(held: mx.array, expected: mx.array) -> bool:
     return held.dtype == expected.dtype and bool(mx.array_equal(held, expected))
 
@@ -129,6 +134,27 @@ def test_caches_of_another_kind_are_not_filled():
     state = snapshot([filled_rotating(40)])
     with pytest.raises(ValueError, match="a RotatingKVCache was kept"):
         restore(held, state, [*filled(0, (1, 64, 64)), ArraysCache(2)])
+
+
+def test_caches_that_cannot_be_filled_stay_empty():
+    fresh = [KVCache(), RotatingKVCache(32), ArraysCache(1)]
+    state = snapshot([filled_rotating(40), ChunkedKVCache(8)])
+    with pytest.raises(ValueError, match="a ChunkedKVCache was kept"):
+        restore(pieces(filled(32, (1, 4, 4)), 1), state, fresh)
+    assert all(cache.empty() for cache in fresh)
+    assert fresh[0].offset == fresh[1].offset == 0
+
+
+@pytest.mark.parametrize("other", [((1, 4, 8), mx.float32), ((2, 4, 4), mx.float32), ((1, 4, 4), mx.float16)])
+def test_blocks_that_are_not_alike_are_not_joined(other):
+    shape, dtype = other
+    mixed = [*pieces(filled(64, (1, 4, 4)), 2), *pieces(filled(32, shape, dtype=dtype), 1)]
+    with pytest.raises(ValueError, match="different kinds"):
+        join(mixed, 3)
+    with pytest.raises(ValueError, match="shorter"):
+        join(mixed[:2], 3)
+    with pytest.raises(ValueError, match="16 positions"):
+        join([cut(filled(16, shape), 0, 16)], 1)
 
 
 def filled_rotating(length: int, step: int = 1, window: int = 32, keep: int = 0) -> RotatingKVCache:
@@ -237,10 +263,10 @@ def test_a_model_answers_the_same_from_a_record(model):
     caches = make_prompt_cache(model)
     run(model, caches, TOKENS[:96])
     links = chain(TOKENS[:96])
-    blocks = [Block("kv", link, piece) for link, piece in zip(links, pieces(caches, 3), strict=True)]
+    kept = [Block("kv", link, piece) for link, piece in zip(links, pieces(caches, 3), strict=True)]
     state = Block("state", links[-1], snapshot(caches)).record().block()
     copies = make_prompt_cache(model)
-    restore([block.record().block().piece for block in blocks], state.piece, copies)
+    restore([block.record().block().piece for block in kept], state.piece, copies)
     assert mx.array_equal(run(model, copies, TOKENS[96:]), run(model, caches, TOKENS[96:]))
 
 

@@ -6,13 +6,15 @@ import os
 import stat
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
-from jackfield.engine import disk_cache
+from jackfield.engine import disk_cache, disk_format
 from jackfield.engine.blocks import Record, chain
-from jackfield.engine.disk_cache import DiskCache, decode, encode, identity_of
+from jackfield.engine.disk_cache import DiskCache, identity_of
+from jackfield.engine.disk_format import decode, encode
 
 LINKS = chain(range(32 * 40))
 SIZE = 1000
@@ -143,7 +145,7 @@ def test_a_file_of_another_model_version_or_block_is_refused(monkeypatch):
         decode(DATA, record(1).key, "model")
     with pytest.raises(ValueError, match="other tokens"):
         decode(DATA, record(0, "state").key, "model")
-    monkeypatch.setattr(disk_cache, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(disk_format, "FORMAT_VERSION", 2)
     with pytest.raises(ValueError, match="format"):
         decode(DATA, record().key, "model")
 
@@ -343,6 +345,70 @@ def test_nothing_is_written_twice(opened):
     assert not cache.wants(record().key, SIZE)
     cache.close()
     assert not opened().wants(record().key, SIZE)
+
+
+def test_what_waits_is_counted_once(opened):
+    cache = opened()
+    slow = Slow(cache)
+    cache.write(record(0))
+    assert slow.begun.wait(10)
+    for _ in range(3):
+        cache.write(record(1))
+    assert cache.queued_bytes == 2 * record().nbytes
+    slow.let_go.set()
+    settle(cache)
+    assert cache.queued_bytes == 0
+
+
+def test_a_disk_that_does_not_answer_is_as_if_off_until_it_does(opened, monkeypatch):
+    cache = opened()
+    write(cache, record(0))
+    monkeypatch.setattr(disk_cache, "PATIENCE", 0.05)
+    slow = Slow(cache)
+    cache.write(record(1))
+    assert slow.begun.wait(10)
+    reading = cache.read([record(0).key])
+    assert not cache.late(reading)
+    time.sleep(0.1)
+    assert cache.late(reading)
+    assert not cache.holds(record(0).key)
+    assert not cache.wants(record(2).key, SIZE)
+    slow.let_go.set()
+    assert reading.done.wait(10)
+    assert not cache.late(reading)
+    settle(cache)
+    # Nor is one that has nothing to do.
+    time.sleep(0.1)
+    assert cache.holds(record(0).key)
+    assert cache.wants(record(2).key, SIZE)
+
+
+def test_a_disk_that_is_slow_with_every_block_is_not_waited_for(opened, monkeypatch):
+    """No single file takes long, but all together do."""
+    cache = opened()
+    write(cache, *(record(number) for number in range(20)))
+    monkeypatch.setattr(disk_cache, "PATIENCE", 0.3)
+    monkeypatch.setattr(disk_cache, "PATIENCE_PER_BLOCK", 0)
+    load = cache._load
+    monkeypatch.setattr(cache, "_load", lambda *arguments: (time.sleep(0.05), load(*arguments))[1])
+    reading = cache.read([record(number).key for number in range(20)])
+    time.sleep(0.4)
+    assert not cache.stuck
+    assert cache.late(reading)
+    reading.cancelled = True
+
+
+def test_what_was_read_is_not_held_on_to(opened):
+    cache = opened()
+    write(cache, record())
+    reading = cache.read([record().key])
+    assert reading.done.wait(10)
+    gone = weakref.ref(reading.records[0].payload[0])
+    del reading
+    deadline = time.monotonic() + 5
+    while gone() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gone() is None
 
 
 def test_a_queue_that_is_forgotten_is_not_written(opened):

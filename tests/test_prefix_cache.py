@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 
-from jackfield.engine import prefix_cache
+from jackfield.engine import disk_cache, prefix_cache
 from jackfield.engine.blocks import BLOCK_OVERHEAD, chain
 from jackfield.engine.disk_cache import DiskCache
 from jackfield.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -184,6 +184,20 @@ def test_a_request_says_why_it_missed():
     assert use(PrefixCache(0), block(1, 2)) == CacheUse(0, 0, "off")
 
 
+def test_memory_pressure_is_not_mistaken_for_no_cache():
+    cache = PrefixCache(PLENTY)
+    put(cache, block(1, 2))
+    cache.budget = 0
+    assert use(cache, block(1, 2)) == CacheUse(0, 0, "evicted")
+    assert use(cache, block(3)) == CacheUse(0, 0, "new")
+
+
+def test_without_a_budget_nothing_is_looked_at():
+    cache = PrefixCache(0)
+    cache.store(block(1), [object()])
+    assert cache.nbytes == 0
+
+
 def test_only_so_many_evicted_blocks_are_remembered(monkeypatch):
     monkeypatch.setattr(prefix_cache, "GHOSTS", 3)
     cache = PrefixCache(BLOCK_BYTES)
@@ -215,6 +229,44 @@ def test_what_is_suspect_is_forgotten(tmp_path):
     cache.close()
     assert list(tmp_path.rglob("*.kv")) == []
     assert found(cache, block(1, 2)) == 0
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_a_lookup_does_not_bring_back_what_is_suspect(tmp_path, where):
+    cache = PrefixCache(PLENTY, DiskCache(tmp_path, PLENTY, "model"))
+    put(cache, block(1, 2))
+    if where == "disk":
+        cache.shrink(0)
+    lookup, caches = cache.lookup(block(1, 2)), empty_caches()
+    assert lookup.wait(10)
+    cache.clear()
+    assert lookup.restore(caches) == CacheUse(0, 0, "evicted")
+    assert all(layer.empty() for layer in caches)
+    assert cache.nbytes == 0
+    cache.close()
+
+
+@pytest.mark.parametrize("spoil", ["dtype", "class", "shape"])
+def test_blocks_that_do_not_fit_are_forgotten(tmp_path, spoil, caplog):
+    cache, caches = PrefixCache(PLENTY, DiskCache(tmp_path, PLENTY, "model")), empty_caches()
+    put(cache, block(1))
+    longer = caches_for(block(1, 2))
+    for layer in longer:
+        if spoil == "dtype":
+            layer.keys = layer.keys.astype(mx.float16)
+        elif spoil == "shape":
+            layer.keys = mx.concatenate([layer.keys, layer.keys], axis=3)
+    cache.store(block(1, 2), longer)
+    cache.flush()
+    if spoil == "class":
+        caches = [QuantizedKVCache() for _ in caches]
+    assert cache.lookup(block(1, 2)).restore(caches) == CacheUse(0, 0, "damaged")
+    assert all(layer.empty() for layer in caches)
+    assert len(caplog.records) == 1
+    assert use(cache, block(1, 2)).tokens == 0
+    assert cache.nbytes == 0
+    cache.close()
+    assert list(tmp_path.rglob("*.kv")) == []
 
 
 def test_what_is_suspect_is_not_written_though_it_waits_for_it(tmp_path):
@@ -536,3 +588,89 @@ def test_nothing_of_mlx_happens_on_the_thread_of_the_disk(tiered, monkeypatch):
     put(cache, block(3, 4))
     found(cache, block(1, 2))
     assert threads == {threading.current_thread()}
+
+
+@pytest.fixture
+def hung(tiered, monkeypatch):
+    """A prefix cache with [1, 2] on disk, whose disk reads one block and then no more until the event is set."""
+    first = tiered()
+    put(first, block(1, 2))
+    restart(first)
+    monkeypatch.setattr(disk_cache, "PATIENCE", 0.2)
+    cache, gate = tiered(), threading.Event()
+    load = cache.disk._load
+
+    def hang(key, reading):
+        assert not reading.records or gate.wait(10)
+        return load(key, reading)
+
+    cache.disk._load = hang
+    yield cache, gate
+    gate.set()
+
+
+def test_nobody_waits_for_a_disk_that_does_not_answer(hung, caplog):
+    cache, gate = hung
+    lookup, other = cache.lookup(block(1, 2)), cache.lookup(block(1, 2))
+    assert not lookup.wait(0.05)
+    assert lookup.wait(5)
+    assert other.wait(5)
+    assert lookup.restore(empty_caches()) == CacheUse(32, 32, "evicted"), "what had come is not lost"
+    assert other.restore(empty_caches()).tokens == 0
+    assert len(caplog.records) == 2
+    assert cache.lookup(block(1, 2)).ready, "and it is not asked again"
+    assert use(cache, block(1, 2)).tokens == 32
+    gate.set()
+    cache.close()
+    assert use(cache, block(1)).tokens == 32
+
+
+def test_a_lookup_can_be_given_up(hung):
+    cache, gate = hung
+    lookup = cache.lookup(block(1, 2))
+    lookup.give_up()
+    assert lookup.ready
+    assert lookup.restore(empty_caches()).miss == "evicted"
+    lookup.give_up()
+    gate.set()
+    # The disk itself was never slow.
+    assert found(cache, block(1, 2)) == 64
+
+
+def test_what_makes_room_does_not_pile_up_before_the_disk(tiered, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "SPILL_BYTES", 2 * BLOCK_BYTES)
+    cache, gate = tiered(), threading.Event()
+    write = cache.disk._write
+    cache.disk._write = lambda *arguments: (gate.wait(10), write(*arguments))
+    put(cache, block(1, 2, 3, 4, 5, 6))
+    assert cache.queued_bytes == 0
+    cache.shrink(5 * BLOCK_BYTES, write=False)
+    assert cache.queued_bytes == 0
+    cache.budget = 0
+    assert (cache.nbytes, cache.queued_bytes) == (0, 2 * BLOCK_BYTES)
+    assert PrefixCache(PLENTY).queued_bytes == 0
+    gate.set()
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_a_long_prompt_needs_little_more_than_itself(tiered, where):
+    tokens = [position % 50 for position in range(400 * BLOCK_TOKENS)]
+    filled = [KVCache() for _ in range(LAYERS)]
+    for layer in filled:
+        array = mx.random.normal((1, 2, len(tokens), 16))
+        layer.update_and_fetch(array, array)
+    needed = sum(layer.keys.nbytes + layer.values.nbytes for layer in filled)
+    cache = tiered()
+    cache.store(tokens, filled)
+    cache.flush()
+    if where == "disk":
+        cache.budget = 0
+    lookup, caches = cache.lookup(tokens), empty_caches()
+    assert lookup.wait(30)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    assert lookup.restore(caches).tokens == len(tokens)
+    assert mx.get_peak_memory() - before < 1.2 * needed
+    assert all(
+        mx.array_equal(mine.keys, one.keys[:, :, : len(tokens)]) for mine, one in zip(caches, filled, strict=True)
+    )

@@ -11,8 +11,10 @@ Pieces are values. MLX never changes an array's memory while somebody else refer
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from math import prod
 from sys import intern
 from typing import Any, Literal, NamedTuple, cast
@@ -24,6 +26,8 @@ from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache,
 BLOCK_TOKENS = 32
 BLOCK_OVERHEAD = 1024
 """Bytes that a block takes besides its arrays: digests, tokens, table entries."""
+JOINED_AT_ONCE = 16
+"""Blocks that are joined in one evaluation: meanwhile they are held three times over."""
 
 Cache = Any
 """One layer's cache: mlx-lm's classes share a protocol but no type."""
@@ -35,6 +39,9 @@ Key = tuple[Kind, bytes]
 """A block's kind and digest."""
 
 Buffer = bytes | memoryview
+
+Form = tuple[str, list[tuple[tuple[int, ...], mx.Dtype]]]
+"""What all pieces that can be joined have in common: layout, shapes and dtypes."""
 
 # Exact types: a subclass may hold more than its parent. Of all others nothing is kept, since nobody has read them.
 _POSITIONAL = (KVCache, QuantizedKVCache)
@@ -267,32 +274,90 @@ def _unpack(value: Any, arrays: Sequence[mx.array]) -> Any:
     return [_unpack(item, arrays) for item in value] if isinstance(value, list) else value
 
 
-def restore(pieces: Sequence[Piece], state: Piece | None, caches: Sequence[Cache]) -> None:
-    """Fill empty ``caches``, one a layer, of the classes that the pieces are from; returns when that has happened.
+def join(pieces: Iterable[Piece], count: int) -> list[list[mx.array]]:
+    """Put ``count`` consecutive blocks of positions together, from the first one on: for each cache its arrays.
 
-    Args:
-        pieces: consecutive blocks of positions, from the first one on; at least one.
-        state: the snapshot at their end, when there are layers that need it.
+    Takes one piece after the other and holds on to none, so that together they need hardly more than the result.
 
     Raises:
-        ValueError: the caches are of other kinds.
+        ValueError: the pieces are not of one kind, or fewer.
     """
-    joined = [mx.concatenate(list(parts), axis=2) for parts in zip(*(piece.arrays for piece in pieces), strict=True)]
-    for cache, places in zip(_positional(caches), json.loads(pieces[0].layout), strict=True):
-        _fill(cache, [joined[group][row : row + 1] for group, row in places], len(pieces) * BLOCK_TOKENS)
-    for cache, (name, packed) in zip(_whole(caches), json.loads(state.layout) if state else (), strict=True):
-        if type(cache).__name__ != name:
-            raise ValueError(f"a {name} was kept, not a {type(cache).__name__}")
-        cache.state = _unpack(packed, state.arrays if state else ())
-    # At once: what waits to be joined would keep blocks that have had to go since.
-    mx.eval(joined)
+    remaining = islice(pieces, count)
+    first = next(remaining)
+    form = _form(first)
+    rows = [[_room(array, count) for _ in range(array.shape[0])] for array in first.arrays]
+    done = _put(rows, 0, [first])
+    while done < count:
+        done += _put(rows, done, [_checked(piece, form) for piece in islice(remaining, JOINED_AT_ONCE)])
+    return [[rows[group][row] for group, row in places] for places in json.loads(first.layout)]
 
 
-def _fill(cache: Cache, arrays: list[mx.array], length: int) -> None:
+def _form(piece: Piece) -> Form:
+    return piece.layout, [(array.shape, array.dtype) for array in piece.arrays]
+
+
+def _checked(piece: Piece, form: Form) -> Piece:
+    if _form(piece) != form:
+        raise ValueError("its blocks are of different kinds")
+    return piece
+
+
+def _room(like: mx.array, count: int) -> mx.array:
+    """One row's array for ``count`` blocks. Each row has its own, so that it can go when its cache grows."""
+    _, heads, positions, size = like.shape
+    if positions != BLOCK_TOKENS:
+        raise ValueError(f"a block has {positions} positions")
+    return mx.zeros((1, heads, count * BLOCK_TOKENS, size), like.dtype)
+
+
+def _put(rows: Sequence[Sequence[mx.array]], start: int, pieces: Sequence[Piece]) -> int:
+    """Copy blocks to their place; at once, since what waits to be copied would keep them. Tells how many."""
+    span = slice(start * BLOCK_TOKENS, (start + len(pieces)) * BLOCK_TOKENS)
+    for targets, parts in zip(rows, zip(*(piece.arrays for piece in pieces), strict=True), strict=True):
+        joined = mx.concatenate(list(parts), axis=2)
+        for row, target in enumerate(targets):
+            target[:, :, span] = joined[row : row + 1]
+    mx.eval(rows)
+    return len(pieces)
+
+
+def restore(layers: Sequence[Sequence[mx.array]], state: Piece | None, caches: Sequence[Cache]) -> None:
+    """Fill empty ``caches``, one a layer, of the classes that the pieces are from.
+
+    Args:
+        layers: what :func:`join` has made; it belongs to the caches from now on.
+        state: the snapshot at its end, when there are layers that need it.
+
+    Raises:
+        ValueError: the caches are of other kinds; they are still empty then.
+    """
+    with _all_or_nothing(caches):
+        for cache, arrays in zip(_positional(caches), layers, strict=True):
+            _fill(cache, arrays)
+        for cache, (name, packed) in zip(_whole(caches), json.loads(state.layout) if state else (), strict=True):
+            if type(cache).__name__ != name:
+                raise ValueError(f"a {name} was kept, not a {type(cache).__name__}")
+            cache.state = _unpack(packed, state.arrays if state else ())
+
+
+@contextmanager
+def _all_or_nothing(caches: Sequence[Cache]) -> Iterator[None]:
+    """When something fails on the way, ``caches`` are what they were before."""
+    before = [(cache.__dict__, dict(cache.__dict__)) for cache in _leaves(caches)]
+    try:
+        yield
+    except BaseException:
+        for attributes, old in before:
+            attributes.clear()
+            attributes.update(old)
+        raise
+
+
+def _fill(cache: Cache, arrays: Sequence[mx.array]) -> None:
     if not arrays:
         return
     if len(arrays) != (2 if type(cache) is KVCache else 6):
         raise ValueError(f"{len(arrays)} arrays do not make a {type(cache).__name__}")
     half = len(arrays) // 2
     cache.keys, cache.values = arrays if half == 1 else (tuple(arrays[:half]), tuple(arrays[half:]))
-    cache.offset = length
+    cache.offset = arrays[0].shape[2]

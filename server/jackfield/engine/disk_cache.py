@@ -6,14 +6,13 @@ another server has deleted is a miss. What the file says of itself is checked be
 what it should be is deleted with a warning.
 
 Files are read and written by one thread, which sees bytes only. It never makes anybody wait, and nothing depends on
-it: when the disk fails, the tier turns itself off with a warning.
+it: when the disk fails, the tier turns itself off with a warning, and while it does not answer, it is as if off.
 """
 
 import json
 import logging
 import os
 import re
-import struct
 import threading
 import time
 from collections import OrderedDict, deque
@@ -21,30 +20,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from importlib.metadata import version
-from itertools import accumulate, pairwise
 from pathlib import Path
 from secrets import token_hex
 from typing import cast
 
-from jackfield.engine.blocks import BLOCK_TOKENS, Buffer, Key, Kind, Link, Record, size_of
+from jackfield.engine.blocks import BLOCK_TOKENS, Buffer, Key, Kind, Record
+from jackfield.engine.disk_format import FORMAT_VERSION, decode, encode
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-QUEUE_BYTES = 256 << 20
+QUEUE_BYTES = 64 << 20
 """What may wait to be written; more is dropped, since it is only a cache."""
+PATIENCE = 2.0
+"""Seconds; a disk that has been at one file for longer counts as off until that ends."""
+PATIENCE_PER_BLOCK = 0.01
+"""Seconds that a long reading may take on top: slower than that, a fast machine would rather compute."""
 LOST_KEYS = 1 << 16
 STALE_SECONDS = 3600
 """A file that is still being written after so long belongs to a server that has died."""
-
-_HEAD = struct.Struct("<8sII")
-"""Magic, format version, bytes of the header (JSON) that follows; then the arrays, then their SHA-256."""
-_MAGIC = b"JACKFKV\0"
-# SHA-256 rather than a CRC: no damage is mistaken for good, and with the CPU's own instructions it is half as fast as
-# CRC-32 (1.4 GB/s), much faster than BLAKE2b (0.5 GB/s), and a hundred times faster than computing the block again.
-_CHECKSUM_BYTES = sha256().digest_size
 
 _MODEL_NAME = re.compile(r"[0-9a-f]{32}")
 _FAN_OUT_NAME = re.compile(r"[0-9a-f]{2}")
@@ -74,60 +69,13 @@ def _fingerprint(path: Path) -> str:
     return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
-def encode(record: Record, identity: str) -> Iterator[Buffer]:
-    """A record as the parts of a file."""
-    header = {
-        "identity": identity,
-        "kind": record.kind,
-        "link": [part.hex() for part in record.link],
-        "layout": record.layout,
-        "types": record.types,
-    }
-    text = json.dumps(header).encode()
-    checksum = sha256()
-    for part in (_HEAD.pack(_MAGIC, FORMAT_VERSION, len(text)), text, *record.payload):
-        checksum.update(part)
-        yield part
-    yield checksum.digest()
-
-
-def decode(data: bytes, key: Key, identity: str) -> Record:
-    """The record that a file holds.
-
-    Raises:
-        ValueError: the file is damaged, or it is not the record ``key`` of ``identity``.
-    """
-    view = memoryview(data)
-    body, checksum = view[:-_CHECKSUM_BYTES], view[-_CHECKSUM_BYTES:]
-    if len(data) < _HEAD.size + _CHECKSUM_BYTES or sha256(body).digest() != checksum:
-        raise ValueError("it is damaged")
-    magic, format_version, header_bytes = _HEAD.unpack_from(body)
-    if (magic, format_version) != (_MAGIC, FORMAT_VERSION):
-        raise ValueError("it has another format")
-    start = _HEAD.size + header_bytes
-    record, owner = _parse(bytes(body[_HEAD.size : start]), body[start:])
-    if (owner, record.key) != (identity, key):
-        raise ValueError("it belongs to another model or other tokens")
-    return record
-
-
-def _parse(header: bytes, payload: memoryview) -> tuple[Record, str]:
-    try:
-        fields = json.loads(header)
-        link = Link(*(bytes.fromhex(part) for part in fields["link"]))
-        types = tuple((dtype, tuple(shape)) for dtype, shape in fields["types"])
-        ends = [0, *accumulate(size_of(*type_) for type_ in types)]
-        parts = tuple(payload[start:end] for start, end in pairwise(ends))
-        return Record(fields["kind"], link, fields["layout"], types, parts), fields["identity"]
-    except (KeyError, TypeError) as error:
-        raise ValueError("its header is not understood") from error
-
-
 @dataclass(slots=True)
 class Reading:
     """Records that are being read, in order, up to the first that cannot be had."""
 
     keys: list[Key]
+    deadline: float
+    """When it has taken too long, on ``time.monotonic``'s clock."""
     records: list[Record] = field(default_factory=list)
     damaged: bool = False
     """Whether the first one missing was there, but not what it should be."""
@@ -168,17 +116,30 @@ class DiskCache:
         self._deletions: deque[Key] = deque()
         self._changed = threading.Condition()
         self._off = self._closing = self._giving_up = False
+        self._began: float | None = None
+        """When the thread began what it is doing now, with one file or in all."""
         self._open()
         self._thread = threading.Thread(target=self._run, name="jackfield-disk-cache", daemon=True)
         self._thread.start()
 
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of memory that what waits to be written takes."""
+        return self._queued
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the disk has not answered for so long that nobody should count on it."""
+        began = self._began
+        return began is not None and time.monotonic() - began > PATIENCE
+
     def holds(self, key: Key) -> bool:
         """Whether a block can be read, as far as is known."""
-        return key in self._held or key in self._queue
+        return (key in self._held or key in self._queue) and not self.stuck
 
     def read(self, keys: Sequence[Key]) -> Reading:
         """Begin to read blocks."""
-        reading = Reading(list(keys))
+        reading = Reading(list(keys), time.monotonic() + PATIENCE + PATIENCE_PER_BLOCK * len(keys))
         with self._changed:
             if self._closing:
                 reading.done.set()
@@ -187,12 +148,16 @@ class DiskCache:
             self._changed.notify_all()
         return reading
 
+    def late(self, reading: Reading) -> bool:
+        """Whether it is not worth while to wait any longer."""
+        return not reading.done.is_set() and (self.stuck or time.monotonic() > reading.deadline)
+
     def wants(self, key: Key, nbytes: int, timeout: float = 0) -> bool:
         """Whether a block should be given to :meth:`write`: it is not here, and there is room in the queue for it.
 
         Waits for room up to ``timeout`` seconds; a block for which there is none counts as dropped.
         """
-        if self._off or self._closing or self.holds(key) or nbytes > self.budget:
+        if self._off or self._closing or self.stuck or self.holds(key) or nbytes > self.budget:
             return False
         with self._changed:
             room = self._changed.wait_for(lambda: self._off or self._has_room(nbytes), timeout)
@@ -205,6 +170,7 @@ class DiskCache:
     def write(self, record: Record, age: int = 0) -> None:
         """Write a block soon. Of blocks that are given together, those of a higher ``age`` are deleted first."""
         with self._changed:
+            self._drop(record.key)
             self._queue[record.key] = record, time.time_ns() - age
             self._queued += record.nbytes
             self._changed.notify_all()
@@ -260,16 +226,21 @@ class DiskCache:
         self._guarded(partial(self._make_room, 0))
         while job := self._next():
             self._guarded(job)
+            # What it has read or written would stay in memory until there is something else to do.
+            del job
         while self._readings:
             self._readings.popleft().done.set()
 
     def _guarded(self, job: Callable[[], object]) -> None:
+        self._began = time.monotonic()
         try:
             job()
         except OSError as error:
             self._turn_off(error)
         except Exception:
             logger.exception("The prefix cache on disk failed.")
+        finally:
+            self._began = None
 
     def _next(self) -> Callable[[], object] | None:
         """The next thing to do, waiting for it; reads before writes, since somebody waits for them. None at the end."""
@@ -291,6 +262,7 @@ class DiskCache:
     def _serve(self, reading: Reading) -> None:
         try:
             for key in reading.keys:
+                self._began = time.monotonic()
                 if reading.cancelled or not self._load(key, reading):
                     break
             self._touch(reading.keys[: len(reading.records)])

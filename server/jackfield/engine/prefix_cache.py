@@ -8,8 +8,11 @@ be used only up to a block after which there is a snapshot of that state.
 Everything here runs on the engine thread.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from time import monotonic
 
 import mlx.core as mx
@@ -23,6 +26,7 @@ from jackfield.engine.blocks import (
     Record,
     chain,
     cut,
+    join,
     restore,
     reusable,
     snapshot,
@@ -31,12 +35,18 @@ from jackfield.engine.blocks import (
 from jackfield.engine.disk_cache import DiskCache, Reading
 from jackfield.engine.request import CacheUse, MissReason
 
+logger = logging.getLogger(__name__)
+
 GHOSTS = 1 << 16
 """Blocks that are remembered after they have had to go, to tell why a request missed them."""
 BLOCKS_AT_ONCE = 8
 """Blocks that are copied in one evaluation."""
 PERSIST_BYTES = 32 << 20
 """What a call of ``store`` copies for the disk at most, of blocks that have proved useful: about 10 ms."""
+SPILL_BYTES = 16 << 20
+"""What may wait for the disk when memory is to be freed: a block that waits takes as much as before."""
+LOOK_SECONDS = 0.05
+"""Who waits for the disk looks this often whether it still answers."""
 
 
 class PrefixCache:
@@ -57,7 +67,9 @@ class PrefixCache:
         self.nbytes = 0
         """Of all blocks; the allocator's rounding up does not count."""
         self.evictions = 0
-        self._budget = budget
+        self.generation = 0
+        """Grows whenever everything is forgotten; what was found before that is suspect."""
+        self._configured = self._budget = budget
         self._blocks: OrderedDict[Key, Block] = OrderedDict()
         """Least recently used first."""
         self._ghosts: OrderedDict[Key, None] = OrderedDict()
@@ -76,8 +88,13 @@ class PrefixCache:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything can be found at all."""
-        return self._budget > 0 or self.disk is not None
+        """Whether anything can be found at all, if not at this moment: memory may be short."""
+        return max(self._configured, self._budget) > 0 or self.disk is not None
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of memory that blocks take, beyond ``nbytes``, while they wait to be written to disk."""
+        return 0 if self.disk is None else self.disk.queued_bytes
 
     def lookup(self, tokens: Sequence[int]) -> "Lookup":
         """The longest chain of blocks that starts ``tokens``: all of a prompt that need not run through the model."""
@@ -96,11 +113,13 @@ class PrefixCache:
             ValueError: the caches need snapshots but ``stateful`` was not said, they hold fewer positions than
                 ``tokens``, or ``tokens`` end within a block although a snapshot is asked for.
         """
+        if not self._budget:
+            return
         if stateful(caches) and not self.stateful:
             raise ValueError("these caches need snapshots")
         if snapshot and self.stateful and len(tokens) % BLOCK_TOKENS:
             raise ValueError("a snapshot stands at the end of a block")
-        if self._budget and reusable(caches):
+        if reusable(caches):
             self._store(chain(tokens), caches, snapshot and self.stateful)
             self.persist(PERSIST_BYTES)
 
@@ -141,17 +160,18 @@ class PrefixCache:
             self._blocks[block.key] = block
             self.nbytes += block.nbytes
 
-    def adopt(self, blocks: Sequence[Block]) -> None:
-        """Take in a chain of blocks, parents first, as far as the budget allows."""
-        keys = [block.key for block in blocks]
+    def adopt(self, blocks: Iterable[Block], keys: Sequence[Key]) -> Generator[Block, None, None]:
+        """Pass on ``blocks``, those of a chain, parents first, and take them in as far as the budget allows."""
         self.touch(keys)
-        pinned = frozenset(keys)
-        for block in blocks:
-            if block.key not in self._blocks:
-                if not self._make_room(block.nbytes, pinned):
-                    break
-                self._add([block])
-        self.touch(keys)
+        pinned, fits = frozenset(keys), True
+        try:
+            for block in blocks:
+                if fits and block.key not in self._blocks:
+                    fits = self._make_room(block.nbytes, pinned)
+                    self._add([block] if fits else [])
+                yield block
+        finally:
+            self.touch(keys)
 
     def find(self, key: Key) -> Block | None:
         """A block that is in memory."""
@@ -189,10 +209,11 @@ class PrefixCache:
             self._evict()
         return True
 
-    def _evict(self) -> None:
+    def _evict(self, write: bool = True) -> None:
         block = self._forget(next(iter(self._blocks)))
         self.evictions += 1
-        self._write(block)
+        if write:
+            self._write(block)
 
     def _forget(self, key: Key) -> Block:
         block = self._blocks.pop(key)
@@ -213,16 +234,22 @@ class PrefixCache:
             self._remember(self.disk.lost.popleft())
         return any(key in self._ghosts for key in keys)
 
-    def shrink(self, nbytes: int) -> int:
-        """Evict until at most ``nbytes`` are held; returns how many bytes that made free."""
+    def shrink(self, nbytes: int, write: bool = True) -> int:
+        """Evict until at most ``nbytes`` are held; returns how many bytes that made free.
+
+        With ``write``, blocks go to disk as long as not too much waits for it, which is not free yet.
+        """
         before = self.nbytes
         while self._blocks and self.nbytes > nbytes:
-            self._evict()
+            self._evict(write and self.queued_bytes < SPILL_BYTES)
         return before - self.nbytes
 
     def discard(self, tokens: Sequence[int]) -> None:
         """Forget all blocks that start ``tokens``, on disk too, since they turned out to be wrong."""
-        links = chain(tokens)
+        self.forget(chain(tokens))
+
+    def forget(self, links: Sequence[Link]) -> None:
+        """Forget all blocks of a chain, on disk too."""
         keys = [*_keys(links, False), *(("state", link.digest) for link in links)]
         for key in keys:
             if key in self._blocks:
@@ -231,7 +258,11 @@ class PrefixCache:
             self.disk.delete(keys)
 
     def clear(self) -> None:
-        """Forget everything in memory, and write none of it to disk: nobody knows whether it is right."""
+        """Forget everything in memory, and write none of it to disk: nobody knows whether it is right.
+
+        Lookups that are under way find nothing any more.
+        """
+        self.generation += 1
         for key in list(self._blocks):
             self._forget(key)
         if self.disk is not None:
@@ -258,12 +289,14 @@ class Lookup:
 
     def __init__(self, cache: PrefixCache, tokens: Sequence[int]) -> None:
         self._cache = cache
+        self._generation = cache.generation
         self._links = chain(tokens) if cache.enabled else []
         self._blocks: dict[Key, Block] = {}
         self._records: dict[Key, Record] = {}
         self._reading: Reading | None = None
         self._unreadable: set[Key] = set()
         self._damaged = False
+        self._gave_up = False
         self._plan()
 
     def _plan(self) -> None:
@@ -284,7 +317,11 @@ class Lookup:
     def _has(self, key: Key) -> bool:
         cache = self._cache
         in_memory = key in self._blocks or key in self._records or cache.find(key) is not None
-        return in_memory or (cache.disk is not None and cache.disk.holds(key) and key not in self._unreadable)
+        return in_memory or (not self._gave_up and self._readable(key))
+
+    def _readable(self, key: Key) -> bool:
+        disk = self._cache.disk
+        return disk is not None and disk.holds(key) and key not in self._unreadable
 
     @property
     def branch(self) -> int:
@@ -296,25 +333,33 @@ class Lookup:
 
     @property
     def ready(self) -> bool:
-        """Whether everything is here; when a file turns out to be gone or bad, reading goes on with what is left."""
+        """Whether everything is here; when a file turns out to be gone or bad, reading goes on with what is left.
+
+        Gives up by itself when the disk does not answer.
+        """
         while self._reading is not None and self._reading.done.is_set():
             self._collect(self._reading)
+        if self._reading is not None and self._cache.disk is not None and self._cache.disk.late(self._reading):
+            logger.warning("The prefix cache on disk does not answer in time; a prompt is computed instead.")
+            self.give_up()
         return self._reading is None
 
     def _collect(self, reading: Reading) -> None:
         self._reading = None
-        self._records.update((record.key, record) for record in reading.records)
-        if len(reading.records) < len(reading.keys):
+        # Its thread may still be adding to it.
+        records = list(reading.records)
+        self._records.update((record.key, record) for record in records)
+        if len(records) < len(reading.keys):
             self._damaged |= reading.damaged
-            self._unreadable.add(reading.keys[len(reading.records)])
+            self._unreadable.add(reading.keys[len(records)])
             self._plan()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until everything is here, for at most ``timeout`` seconds; tells whether it is."""
-        deadline = None if timeout is None else monotonic() + timeout
-        while not self.ready and (deadline is None or monotonic() < deadline):
+        deadline = monotonic() + timeout if timeout is not None else float("inf")
+        while not self.ready and (left := deadline - monotonic()) > 0:
             if self._reading is not None:
-                self._reading.done.wait(None if deadline is None else max(deadline - monotonic(), 0))
+                self._reading.done.wait(min(left, LOOK_SECONDS))
         return self.ready
 
     def cancel(self) -> None:
@@ -322,20 +367,38 @@ class Lookup:
         if self._reading is not None:
             self._reading.cancelled = True
 
+    def give_up(self) -> None:
+        """Read no further, and make do with what is in memory, or has been read by now."""
+        self._gave_up = True
+        if self._reading is not None:
+            self.cancel()
+            self._collect(self._reading)
+
     def restore(self, caches: Sequence[Cache]) -> CacheUse:
         """Fill empty ``caches``, one a layer, with what was found; waits for it if it is not ``ready``.
 
-        What came from disk is put into memory, as far as the budget allows.
+        What came from disk is put into memory, as far as the budget allows. What turns out not to fit the caches is
+        forgotten, and they stay empty.
         """
         self.wait()
+        if self._generation != self._cache.generation:
+            return CacheUse(miss="evicted")
         use = CacheUse(self._usable * BLOCK_TOKENS, self._from_disk(), self._miss())
-        if self._usable:
-            blocks = list(self._take())
-            self._cache.adopt(blocks)
-            self._cache.hit(self._keys)
-            pieces = [block.piece for block in blocks]
-            restore(pieces[: self._usable], pieces[-1] if self._cache.stateful else None, caches)
+        try:
+            if self._usable:
+                self._fill(caches)
+        except (LookupError, TypeError, ValueError) as error:
+            logger.warning("What the prefix cache had does not fit the model, and is forgotten: %s", error)
+            self._cache.forget(self._links)
+            return CacheUse(miss="damaged")
         return use
+
+    def _fill(self, caches: Sequence[Cache]) -> None:
+        with closing(self._cache.adopt(self._take(), self._keys)) as blocks:
+            layers = join((block.piece for block in islice(blocks, self._usable)), self._usable)
+            state = next(blocks).piece if self._cache.stateful else None
+            restore(layers, state, caches)
+        self._cache.hit(self._keys)
 
     def _take(self) -> Iterator[Block]:
         """All blocks in order, which are not held on to any more."""
@@ -357,6 +420,8 @@ class Lookup:
             return None
         if self._damaged:
             return "damaged"
+        if self._gave_up:
+            return "evicted"
         return self._without_snapshot() if self._known > self._usable else self._without_block()
 
     def _without_snapshot(self) -> MissReason:
