@@ -225,8 +225,10 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "help",
         "serve",
         "test",
+        "soak",
         "lint",
         "bench",
+        "bench-engine",
         "clean",
     ]
     checkout.program("python3", WORKING)

@@ -24,6 +24,16 @@ def test_a_slice_between_steps_makes_them_no_slower_than_was_asked_for(rate, ste
     assert tokens / rate >= min(step / 2, 2048 / rate)
 
 
+@pytest.mark.parametrize("rate", [40, 300, 20_000])
+def test_a_slice_that_shares_a_step_is_measured_by_what_it_adds(rate):
+    pace = PrefillPace(slowdown=2.0, step=0.05)
+    for _ in range(60):
+        tokens = pace.slice(1, 1, shared=True)
+        pace.shared(tokens, 0.05 + tokens / rate)
+    assert pace.slice(1, 1, shared=True) / rate <= max(0.05, 4 / rate) * 1.01
+    assert pace.slice(1, 1, shared=True) >= min(rate * 0.025, 1024)
+
+
 def test_a_lone_prompt_is_processed_in_long_slices_and_in_shorter_ones_when_others_wait():
     pace = learned(PrefillPace(alone=1.0, in_line=0.25), 1000, answering=0)
     assert 512 <= pace.slice(0, 1) <= 1000

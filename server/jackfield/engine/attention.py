@@ -1,7 +1,7 @@
-"""Attention for a decode batch in several slabs: one after another, and their outputs in one array.
+"""Attention for a decode batch in several slabs, and for a prompt's slice: one after another, outputs in one array.
 
 mlx-lm's model classes call ``scaled_dot_product_attention`` by its name in their own module. What stands there, theirs
-or a faster one, is wrapped; a cache with several slabs gives the networks opaque objects that only the wrapper opens.
+or a faster one, is wrapped; a cache of several parts gives the networks opaque objects that only the wrapper opens.
 """
 
 import functools
@@ -23,8 +23,16 @@ class BySlab:
     parts: Sequence[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Keys, values or masks of a decode batch and of the prompt slice that shares its step. No array either."""
+
+    batch: Any
+    prompt: Any
+
+
 def attend_by_slab(model: nn.Module) -> None:
-    """Let the network's attention understand :class:`BySlab`; other networks of its module may have done so before."""
+    """Let the network's attention open :class:`BySlab` and :class:`Fused`; others of its module may have done so."""
     for name in {type(module).__module__ for module in model.modules()}:
         module = sys.modules.get(name)
         attention = getattr(module, NAME, None)
@@ -33,7 +41,7 @@ def attend_by_slab(model: nn.Module) -> None:
 
 
 class SlabAttention:
-    """A function for attention, which with several slabs is called for each."""
+    """A function for attention, which is called for each slab, and for the slice of a prompt."""
 
     def __init__(self, attention: Callable[..., mx.array]) -> None:
         functools.update_wrapper(self, attention)
@@ -50,6 +58,12 @@ class SlabAttention:
         sinks: mx.array | None = None,
     ) -> mx.array:
         """Outputs [rows, heads, count, dimension] for queries of that shape, their rows in the order of the slabs."""
+        if isinstance(keys, Fused):
+            decoding, reading = cache.split(queries)
+            decoded = self(decoding, keys.batch, values.batch, cache.batch, scale, mask.batch, sinks)
+            read = self(reading, keys.prompt, values.prompt, cache.prompt, scale, mask.prompt, sinks)
+            fused: mx.array = cache.joined(decoded, read)
+            return fused
         if not isinstance(keys, BySlab):
             return self._attention(queries, keys, values, cache, scale, mask, sinks)
         outputs, start = [], 0

@@ -12,6 +12,7 @@ from typing import cast
 import mlx.core as mx
 
 from jackfield.engine.grammar import GrammarMasks
+from jackfield.engine.kv_cache import PromptSlice
 from jackfield.engine.logprobs import Logprobs, logprobs, token_events
 from jackfield.engine.request import FinishReason, LogitsProcessor, TokenEvent
 from jackfield.engine.runner import Cache, Runner
@@ -72,11 +73,17 @@ class DecodeBatch:
         """Wait until nothing is being computed."""
         mx.eval(self._tokens)
 
-    def launch(self) -> None:
-        """Start the model on each row's last token, unless all of them end with it anyway."""
+    def launch(self, prompt: PromptSlice | None = None) -> None:
+        """Start the model on each row's last token, unless all of them end with it anyway.
+
+        ``prompt`` is read in the same pass, only if the runner ``fuses``; its sequence may join once the step has been
+        sampled.
+        """
         ends = (len(s.answer) + 1 >= s.request.max_tokens for s in self.sequences)
         if not all(sampled and end for sampled, end in zip(self._sampled, ends, strict=True)):
-            self._logits = self._runner.decode(self._tokens, self._caches)
+            self._logits = self._runner.decode(self._tokens, self._caches, prompt)
+        elif prompt is not None:
+            self._runner.prefill(prompt.caches, prompt.tokens)
 
     def read(self) -> list[Step]:
         """The tokens that the model is running on, as far as they were generated; waits for them."""

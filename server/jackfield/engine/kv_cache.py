@@ -6,12 +6,13 @@ position. Rows of similar length share a :class:`Slab`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from jackfield.engine.attention import BySlab
+from jackfield.engine.attention import BySlab, Fused
 from jackfield.engine.slab import Arrays, Row, Slab, SlabSizes, taken
 
 NEVER = 1 << 62
@@ -49,6 +50,9 @@ class Rows:
         self._empty = empty
         self._offset: mx.array | None = None
         self._order: tuple[mx.array, mx.array] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     @property
     def lengths(self) -> list[int]:
@@ -247,6 +251,66 @@ class QuantizedRowKVCache(RowKVCache):
 
     def _empty(self) -> Any:
         return QuantizedKVCache(self.group_size, self.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSlice:
+    """The part of a prompt that is read in a step of the decode batch (chunked prefill, arXiv:2403.02310).
+
+    Args:
+        tokens: the prompt's next ones, at least one.
+        caches: of the sequence they belong to, one a layer, all of them plain; they get the tokens' positions.
+    """
+
+    tokens: Sequence[int]
+    caches: list[Any]
+
+    @property
+    def positions(self) -> mx.array:
+        """Where the tokens are in the prompt; int32 [count]."""
+        start = self.caches[0].offset
+        return mx.arange(start, start + len(self.tokens), dtype=mx.int32)
+
+
+class FusedKVCache:
+    """One layer's cache in a step with a prompt slice, whose tokens are rows of their own, after the batch's.
+
+    Only attention tells them apart: to it the slice is one sequence of ``count`` tokens.
+
+    Args:
+        batch: the layer's cache for the batch's rows.
+        prompt: the layer's cache of the sequence that the slice belongs to.
+        offset: position of each row's token; int32 [rows + count], one array for all layers, since networks may work
+            out rotations once for each that they meet.
+    """
+
+    def __init__(self, batch: RowKVCache, prompt: Any, offset: mx.array) -> None:
+        self.batch = batch
+        self.prompt = prompt
+        self.offset = offset
+        self._rows = len(batch.rows)
+
+    def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Fused:
+        """The attention masks: for the one token of each row, and for the slice."""
+        batch = self.batch.make_mask(count, return_array, window_size)
+        tokens = self.offset.size - self._rows
+        return Fused(batch, self.prompt.make_mask(tokens, return_array=return_array, window_size=window_size))
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Fused, Fused]:
+        """Write the new positions [rows + count, KV heads, 1, dimension]; returns all of both."""
+        (row_keys, slice_keys), (row_values, slice_values) = self.split(keys), self.split(values)
+        batch_keys, batch_values = self.batch.update_and_fetch(row_keys, row_values)
+        prompt_keys, prompt_values = self.prompt.update_and_fetch(slice_keys, slice_values)
+        return Fused(batch_keys, prompt_keys), Fused(batch_values, prompt_values)
+
+    def split(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Rows [rows, heads, 1, width] and slice [1, heads, count, width] of x [rows + count, heads, 1, width]."""
+        return x[: self._rows], x[self._rows :].swapaxes(0, 2)
+
+    @staticmethod
+    def joined(rows: mx.array, prompt: mx.array) -> mx.array:
+        """What :meth:`split` took apart."""
+        return mx.concatenate([rows, prompt.swapaxes(0, 2)])
 
 
 def row_cache(rows: Rows, layer: int, like: KVCache | QuantizedKVCache) -> RowKVCache:

@@ -39,7 +39,7 @@ class MemoryGuard:
     free: Callable[[], int] = lambda: 1 << 62
     clock: Callable[[], float] = time.monotonic
     pressure: Pressure = Pressure.NONE
-    _lacking: int = 0
+    _free: int = 1 << 62
     _looked: float = field(default=-1e9)
     _careful_until: float = field(default=-1e9)
 
@@ -56,14 +56,14 @@ class MemoryGuard:
         now = self.clock()
         if fresh or now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            wanted = self.reserve * 5 // 4 if self.pressure > Pressure.EVICTING else self.reserve
-            self._lacking = max(0, wanted - self.free())
-        return self._lacking
+            self._free = self.free()
+        wanted = self.reserve * 5 // 4 if self.pressure > Pressure.EVICTING else self.reserve
+        return max(0, wanted - self._free)
 
     @property
     def critical(self) -> bool:
         """Whether more than half of the reserve is gone, so that the next step may fail."""
-        return 2 * self._lacking > self.reserve
+        return 2 * self._free < self.reserve
 
     def exhausted(self) -> None:
         """The device had no memory left: use less of it for a while."""

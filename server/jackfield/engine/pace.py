@@ -22,6 +22,8 @@ class PrefillPace:
     """Seconds for a slice when other prompts are to be processed, but nobody is being answered."""
     smallest: int = 16
     """Fewer tokens than these take as long as these: weights have to be read once anyway."""
+    smallest_shared: int = 4
+    """The same for a slice that shares its pass through the model with a step, which reads them for both."""
     largest: int = 2048
     rate: float = 256.0
     """Prompt tokens a second in long slices."""
@@ -30,17 +32,24 @@ class PrefillPace:
     step: float = 0.05
     """Seconds of a step without a slice."""
 
-    def slice(self, answering: int, reading: int) -> int:
-        """Tokens to process next, while so many are being answered and so many prompts are being processed."""
+    def slice(self, answering: int, reading: int, *, shared: bool = False) -> int:
+        """Tokens to process next.
+
+        Args:
+            answering: how many are being answered.
+            reading: how many prompts are being processed.
+            shared: whether the slice shares its pass through the model with a step.
+        """
         if answering:
             ideal = self.slow_rate * (self.slowdown - 1) * self.step
         else:
             ideal = self.rate * (self.alone if reading == 1 else self.in_line)
-        return _round(max(self.smallest, min(self.largest, int(ideal))))
+        smallest = min(self.smallest, self.smallest_shared) if shared else self.smallest
+        return _round(max(smallest, min(self.largest, int(ideal))))
 
     def sliced(self, tokens: int, seconds: float, answering: int) -> None:
         """Learn from a slice that has been processed; very short ones say little about the rate."""
-        if tokens < self.smallest:
+        if tokens < self.smallest_shared:
             return
         rate = tokens / max(seconds, 1e-6)
         if answering:
@@ -50,12 +59,16 @@ class PrefillPace:
             # A first guess for the short ones, which are never faster than this.
             self.slow_rate = min(self.slow_rate, self.rate)
 
+    def shared(self, tokens: int, seconds: float) -> None:
+        """Learn from a slice that took ``seconds`` together with a step: what is beyond the step is its own."""
+        self.sliced(tokens, max(seconds - self.step, 0.1 * seconds), 1)
+
     def stepped(self, seconds: float) -> None:
         """Learn how long a step takes on its own."""
         self.step += QUICK * (seconds - self.step)
 
 
 def _round(tokens: int) -> int:
-    # Few different sizes, since a GPU prepares for every new shape: four to each power of two, none below 16.
-    unit = max(16, 1 << max(tokens.bit_length() - 3, 0))
-    return max(tokens // unit * unit, min(tokens, 16))
+    # Few different sizes, since a GPU prepares for every new shape: four to each power of two.
+    unit = max(4, 1 << max(tokens.bit_length() - 3, 0))
+    return max(tokens // unit * unit, min(tokens, 4))

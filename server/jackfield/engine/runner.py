@@ -14,7 +14,7 @@ from mlx import nn
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_prompt_cache
 
 from jackfield.engine.attention import attend_by_slab
-from jackfield.engine.kv_cache import RowKVCache, Rows, arrays, is_plain, row_cache
+from jackfield.engine.kv_cache import FusedKVCache, PromptSlice, RowKVCache, Rows, arrays, is_plain, row_cache
 from jackfield.engine.logprobs import logprobs, token_events
 from jackfield.engine.request import TokenEvent
 from jackfield.engine.slab import ONE_SLAB, Arrays, Row, SlabSizes
@@ -63,6 +63,8 @@ class Runner:
         self.ragged = self._attends_by_slab(sample)
         """Whether rows lie in slabs with others of their length; otherwise each takes as much as the longest."""
         self._sizes = sizes if self.ragged else ONE_SLAB
+        self.fuses = self.ragged and all(map(is_plain, sample)) and self._fuses()
+        """Whether a slice of a prompt can share a step of the decode batch."""
 
     def start(self) -> list[Cache]:
         """Empty caches for a new sequence, one a layer."""
@@ -78,9 +80,14 @@ class Runner:
     def row_bytes(self, length: int) -> int:
         """Bytes that a row of ``length`` positions takes in the decode batch, those of other kinds of layers included.
 
-        In a batch that is not ragged it can be as many as for the longest row.
+        In a batch that is not ragged, every row takes as much as the longest.
         """
-        return self._sizes.room(length) * self.bytes_per_token + self._fixed_bytes
+        room = self._sizes.room(length) if self.ragged else self._sizes.round_up(length)
+        return room * self.bytes_per_token + self._fixed_bytes
+
+    def lone_row_bytes(self, length: int) -> int:
+        """The same for a row that has the batch to itself."""
+        return self._sizes.round_up(length) * self.bytes_per_token + self._fixed_bytes
 
     def prefill(self, caches: list[Cache], tokens: Sequence[int]) -> None:
         """Add ``tokens`` to ``caches``; returns when that has happened."""
@@ -98,12 +105,17 @@ class Runner:
         mx.clear_cache()
         return token_events(following, scores)
 
-    def decode(self, tokens: mx.array, caches: "CacheBatch") -> mx.array:
+    def decode(self, tokens: mx.array, caches: "CacheBatch", prompt: PromptSlice | None = None) -> mx.array:
         """Logits [rows, vocabulary] after one more token a row; starts the work and does not wait for it.
 
         ``tokens`` may also be [rows, count], for logits [rows, count, vocabulary]; ``caches.rows.advance`` takes back
         the positions of those that are rejected.
+
+        ``prompt`` is read in the same pass, which spares it reading the weights: only if the model ``fuses``, and with
+        one token a row.
         """
+        if prompt is not None:
+            return self._decode_fused(tokens, caches, prompt)
         rows = caches.rows
         count = tokens.size // tokens.shape[0]
         caches.reserve(count)
@@ -111,6 +123,17 @@ class Runner:
         logits = rows.restored(self.model(placed, cache=caches.layers)).reshape(*tokens.shape, self.vocabulary)
         rows.advance(count)
         mx.async_eval(logits)
+        return logits
+
+    def _decode_fused(self, tokens: mx.array, caches: "CacheBatch", prompt: PromptSlice) -> mx.array:
+        rows = caches.rows
+        caches.reserve(1)
+        inputs = mx.concatenate([rows.placed(tokens), mx.array(list(prompt.tokens), dtype=tokens.dtype)])
+        # The head works out the slice's logits too: no cost that could be measured, as it reads its weights anyway.
+        logits = self.model(inputs[:, None], cache=caches.fused(prompt))
+        logits = rows.restored(logits[: len(rows), 0])
+        rows.advance(1)
+        mx.async_eval(logits, [arrays(cache) for cache in prompt.caches])
         return logits
 
     def release(self) -> None:
@@ -146,6 +169,20 @@ class Runner:
             logger.info("rows of all lengths share one rectangle: %s", error)
             return False
         return _agree(actual, expected)
+
+    def _fuses(self) -> bool:
+        """Whether a row and a slice in the same step leave behind what each would alone."""
+        tokens = [0, 1, 0]
+        expected = self.model(mx.array([tokens]), cache=self.start())[0]
+        batch, prompt = self.batch(), PromptSlice(tokens[:2], self.start())
+        batch.join(self.start(), 0)
+        try:
+            first = self.decode(mx.array(tokens[:1]), batch, prompt)
+            third = self.model(mx.array([tokens[2:]]), cache=prompt.caches)[0]
+        except Exception as error:  # as above
+            logger.info("prompts are read between steps: %s", error)
+            return False
+        return _agree(mx.concatenate([first, third]), expected[mx.array([0, 2])])
 
 
 def _agree(actual: mx.array, expected: mx.array) -> bool:
@@ -242,6 +279,11 @@ class CacheBatch:
         """Make room for ``count`` more positions in every row; called before they are decoded."""
         self.rows.reserve(count)
         self._follow()
+
+    def fused(self, prompt: PromptSlice) -> list[FusedKVCache]:
+        """The caches for a step that is shared with ``prompt``, one a layer; all layers' have to be plain."""
+        offset = mx.concatenate([self.rows.offset, prompt.positions])
+        return [FusedKVCache(layer, own, offset) for layer, own in zip(self.layers, prompt.caches, strict=True)]
 
     def extract(self, row: int) -> list[Cache]:
         """One row's caches, one a layer; plain ones are views, to be copied from at once."""

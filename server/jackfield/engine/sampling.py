@@ -8,6 +8,9 @@ import mlx.core as mx
 
 from jackfield.engine.request import SamplingParameters
 
+SUM_BLOCK = 256
+"""Probabilities that are summed one after another."""
+
 _MASK_64 = (1 << 64) - 1
 
 
@@ -89,8 +92,19 @@ def _inverse_cdf(logits: mx.array, draws: mx.array) -> mx.array:
     One uniform number decides a row's token, whatever the vocabulary's size, and in the order of token ids, so that
     a rounding error in a neighbour's probability cannot change the choice unless the draw lies within it.
     """
-    cumulative = mx.cumsum(mx.softmax(logits, axis=-1, precise=True), axis=-1)
+    cumulative = _cumulative(mx.softmax(logits, axis=-1, precise=True))
     return mx.argmax(cumulative > draws * cumulative[:, -1:], axis=-1).astype(mx.int32)
+
+
+def _cumulative(probabilities: mx.array) -> mx.array:
+    """Cumulative sums of [rows, vocabulary], block by block: small numbers vanish beside a sum that is near 1."""
+    rows, vocabulary = probabilities.shape
+    if surplus := -vocabulary % SUM_BLOCK:
+        probabilities = mx.pad(probabilities, [(0, 0), (0, surplus)])
+    within = mx.cumsum(probabilities.reshape(rows, -1, SUM_BLOCK), axis=-1)
+    sums = within[..., -1]
+    before = mx.cumsum(sums, axis=-1) - sums
+    return (within + before[..., None]).reshape(rows, -1)[:, :vocabulary]
 
 
 def _threshold(logits: mx.array, group: _Group) -> mx.array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from jackfield.engine.batch import DecodeBatch
 from jackfield.engine.blocks import BLOCK_TOKENS
+from jackfield.engine.kv_cache import PromptSlice
 from jackfield.engine.memory import MemoryGuard, Pressure
 from jackfield.engine.pace import PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
@@ -33,6 +34,9 @@ READERS = 4
 GROWTH = 256
 """Tokens of an answer for which there must be room before its request is let in."""
 
+REFUSING_SECONDS = 30.0
+"""While memory is nearly gone and nobody is left to make room, requests wait for so long."""
+
 STORE_TOKENS = 256
 """While a long prompt is processed, the prefix cache is given this many tokens at a time."""
 
@@ -59,6 +63,9 @@ class Scheduler:
     batch: DecodeBatch = field(init=False)
     _turns: int = 0
     _cache_budget: int = field(init=False)
+    _full: bool = False
+    """Somebody had to make room: nobody gets in before somebody has ended, or they would push each other out."""
+    _refusing_since: float | None = None
 
     def __post_init__(self) -> None:
         self.batch = DecodeBatch(self.runner)
@@ -88,11 +95,14 @@ class Scheduler:
         self._expire(events)
         self.relieve()
         self._admit(events)
-        reading_seconds = self._read(events)
-        if len(self.batch):
+        reader = self._next_reader(events)
+        if reader is not None and answering and self._shares_step(reader):
+            self._read_and_answer(reader, events)
+        else:
+            reading_seconds = self._read(reader, events) if reader is not None else 0.0
             self._answer(events)
-        if answering:
-            self.pace.stepped(time.perf_counter() - started - reading_seconds)
+            if answering:
+                self.pace.stepped(time.perf_counter() - started - reading_seconds)
         self._count()
         return events
 
@@ -104,6 +114,9 @@ class Scheduler:
     def clear(self) -> None:
         """Drop all requests after a failure, and the prefix cache, which may hold what was never computed."""
         self.waiting.clear()
+        for sequence in self.reading:
+            if sequence.lookup is not None:
+                sequence.lookup.cancel()
         self.reading.clear()
         self.batch = DecodeBatch(self.runner)
         self.prefix_cache.clear()
@@ -124,19 +137,22 @@ class Scheduler:
 
     def relieve(self) -> None:
         """See to it that memory suffices: first the prefix cache gives way, then the last requests to come."""
-        lacking = self.guard.lacking()
+        lacking = self._lacking()
         # Rows grow on their own, so even without new requests they may have come to take all the room.
         room = self.guard.room - self.held
-        self._give_way(min(room, self.prefix_cache.nbytes - lacking if lacking else room))
+        self._give_way(min(room, self.prefix_cache.nbytes - lacking) if lacking else room)
+        self._set_pressure(self._lacking())
+        while self._busy > 1 and (self.guard.room < self.held or self.guard.pressure is Pressure.REFUSING):
+            self._preempt(max((*self.batch.sequences, *self.reading), key=lambda sequence: sequence.rank))
+            self._set_pressure(self._lacking())
+
+    def _lacking(self) -> int:
+        """Bytes that are missing, once what MLX keeps for later has been given back."""
+        lacking = self.guard.lacking()
         if lacking:
             self.runner.release()
             lacking = self.guard.lacking(fresh=True)
-        self._set_pressure(lacking)
-        while (self.guard.room < self.held or self.guard.pressure is Pressure.REFUSING) and self._busy > 1:
-            self._preempt(max((*self.batch.sequences, *self.reading), key=lambda sequence: sequence.rank))
-            if self.guard.pressure is Pressure.REFUSING:
-                self.runner.release()
-                self._set_pressure(self.guard.lacking(fresh=True))
+        return lacking
 
     def _give_way(self, room: int) -> None:
         """Let the prefix cache have its budget, or the room that is left."""
@@ -150,13 +166,30 @@ class Scheduler:
         else:
             cramped = self.prefix_cache.budget < self._cache_budget
             self.guard.pressure = Pressure.EVICTING if cramped else Pressure.NONE
+        if self.guard.pressure is not Pressure.REFUSING:
+            self._refusing_since = None
+        elif self._refusing_since is None:
+            self._refusing_since = time.monotonic()
 
     @property
     def _busy(self) -> int:
         return len(self.batch) + len(self.reading)
 
     def _need(self, sequence: Sequence) -> int:
-        return self.runner.row_bytes(sequence.length + GROWTH)
+        return self.runner.row_bytes(self._length_ahead(sequence))
+
+    def _more(self, sequence: Sequence) -> int:
+        """Bytes that are held in addition once it is let in."""
+        if self.runner.ragged:
+            return self._need(sequence)
+        # All rows become as long as the longest.
+        everybody = (*self.batch.sequences, *self.reading, sequence)
+        return len(everybody) * max(map(self._need, everybody)) - self.held
+
+    @staticmethod
+    def _length_ahead(sequence: Sequence) -> int:
+        """Tokens for which there must be room: the answer's first ones included, or all if there are fewer."""
+        return min(sequence.length + GROWTH, len(sequence.request.prompt) + sequence.request.max_tokens)
 
     def _preempt(self, sequence: Sequence) -> None:
         if sequence in self.reading:
@@ -168,24 +201,45 @@ class Scheduler:
         sequence.preempt()
         self.waiting.put(sequence)
         self.statistics.preemptions += 1
+        self._full = True
 
     # --- Getting in ----------------------------------------------------------------------------------------------
 
     def _admit(self, events: Events) -> None:
-        while (first := self.waiting.first) and len(self.reading) < READERS and self._busy < self.max_batch:
-            # When nobody is left to make room, one may always try, unless memory is nearly gone.
-            limit = Pressure.SLOWING if self._busy else Pressure.REFUSING
-            if self.guard.pressure >= limit or self.held + self._need(first) > self.guard.room:
-                if self._busy:
-                    return
-                self._fail(self.waiting.take(), MemoryPressureError(), events)
-            else:
+        if not self._busy:
+            self._full = False
+        while (first := self.waiting.first) and self._has_place():
+            if self._fits(first):
                 self._start(self.waiting.take())
+            elif self._busy:
+                return
+            elif self.guard.pressure is Pressure.REFUSING and not self._refused_for_long():
+                # Other programs may give memory back at any moment.
+                time.sleep(0.02)
+                return
+            else:
+                self._fail(self.waiting.take(), MemoryPressureError(), events)
+
+    def _has_place(self) -> bool:
+        working = sum(sequence.lookup is None for sequence in self.reading)
+        return not self._full and working < READERS and self._busy < self.max_batch
+
+    def _fits(self, sequence: Sequence) -> bool:
+        if self._busy:
+            calm = self.guard.pressure < Pressure.SLOWING
+            return calm and self.held + self._more(sequence) <= self.guard.room
+        # Nobody else can make room, so it may have all there is.
+        alone = self.runner.lone_row_bytes(self._length_ahead(sequence))
+        return self.guard.pressure < Pressure.REFUSING and alone <= self.guard.pool
+
+    def _refused_for_long(self) -> bool:
+        since = self._refusing_since
+        return since is not None and time.monotonic() - since > REFUSING_SECONDS
 
     def _start(self, sequence: Sequence) -> None:
         """Room for the prompt is promised; what the prefix cache has may come from disk, which takes a while."""
         self.reading.append(sequence)
-        self._give_way(self.guard.room - self.held)
+        self._give_way(min(self.prefix_cache.budget, self.guard.room - self.held))
         sequence.caches = self.runner.start()
         if not sequence.scores_prompt:
             # The last token always runs through the model, since its logits are the next one's.
@@ -217,27 +271,41 @@ class Scheduler:
 
     # --- Reading prompts -----------------------------------------------------------------------------------------
 
-    def _read(self, events: Events) -> float:
-        """Process a slice of one prompt; returns the seconds it took."""
-        sequence = self._next_reader(events)
-        if sequence is None:
-            return 0.0
+    def _shares_step(self, sequence: Sequence) -> bool:
+        """Whether its next slice can go through the model together with the last tokens of the others."""
+        return self.runner.fuses and not sequence.scores_prompt
+
+    def _read(self, sequence: Sequence, events: Events) -> float:
+        """Process a slice of a prompt by itself; returns the seconds it took."""
         # What the batch still computes must not be taken for the slice's time.
         self.batch.wait()
         started = time.perf_counter()
-        end = self._end_of_slice(sequence)
-        tokens = sequence.tokens[sequence.processed : end]
+        tokens = self._next_slice(sequence)
         if sequence.scores_prompt:
             self._score(sequence, tokens)
         else:
             self.runner.prefill(sequence.caches, tokens)
         self.pace.sliced(len(tokens), time.perf_counter() - started, len(self.batch))
-        sequence.processed = end
+        self._has_read(sequence, len(tokens), events)
+        return time.perf_counter() - started
+
+    def _read_and_answer(self, sequence: Sequence, events: Events) -> None:
+        """A slice of a prompt and everybody's next token in one pass, for which the weights are read once."""
+        self.batch.wait()
+        started = time.perf_counter()
+        tokens = self._next_slice(sequence, shared=True)
+        self._answer(events, PromptSlice(tokens, sequence.caches))
+        self.batch.wait()
+        self.pace.shared(len(tokens), time.perf_counter() - started)
+        self._has_read(sequence, len(tokens), events)
+
+    def _has_read(self, sequence: Sequence, count: int, events: Events) -> None:
+        sequence.processed += count
         self._store_on_the_way(sequence)
-        events.append((sequence.request.id, PrefillEvent(end, len(sequence.request.prompt))))
+        if sequence.answering is None:
+            events.append((sequence.request.id, PrefillEvent(sequence.processed, len(sequence.request.prompt))))
         if not sequence.remaining:
             self._begin(sequence, events)
-        return time.perf_counter() - started
 
     def _next_reader(self, events: Events) -> Sequence | None:
         """Whose prompt goes on: in turns the first in rank, so that it ends, and the one that needs least."""
@@ -255,17 +323,20 @@ class Scheduler:
 
     def _wait_for_disk(self) -> None:
         if self.reading and not len(self.batch) and self.reading[0].lookup:
-            self.reading[0].lookup.wait(0.05)
+            self.reading[0].lookup.wait(0.01)
 
-    def _end_of_slice(self, sequence: Sequence) -> int:
-        size = self.pace.slice(len(self.batch), len(self.reading))
+    def _next_slice(self, sequence: Sequence, *, shared: bool = False) -> tuple[int, ...]:
+        size = self.pace.slice(len(self.batch), len(self.reading), shared=shared)
         if sequence.scores_prompt:
             # Here the slice's logits are needed, each as long as the vocabulary.
             size = min(size, SCORED_SLICE)
+        return sequence.tokens[sequence.processed : self._end_of_slice(sequence, size)]
+
+    def _end_of_slice(self, sequence: Sequence, size: int) -> int:
         end = sequence.processed + min(size, sequence.remaining)
-        if self.prefix_cache.stateful and size >= BLOCK_TOKENS:
+        if self.prefix_cache.stateful and sequence.remaining > size >= BLOCK_TOKENS:
             # States can be kept between blocks only.
-            end = max(end // BLOCK_TOKENS * BLOCK_TOKENS, sequence.processed + 1) if end < sequence.length - 1 else end
+            end = max(end // BLOCK_TOKENS * BLOCK_TOKENS, sequence.processed + 1)
         return min((stop for stop in sequence.snapshots if sequence.processed < stop < end), default=end)
 
     def _score(self, sequence: Sequence, tokens: tuple[int, ...]) -> None:
@@ -292,8 +363,10 @@ class Scheduler:
 
     # --- Answering -----------------------------------------------------------------------------------------------
 
-    def _answer(self, events: Events) -> None:
-        self.batch.launch()
+    def _answer(self, events: Events, prompt: PromptSlice | None = None) -> None:
+        if not len(self.batch):
+            return
+        self.batch.launch(prompt)
         finished = []
         for step in self.batch.read():
             name = step.sequence.request.id
@@ -338,6 +411,7 @@ class Scheduler:
                 self._remember(tokens, sequence)
                 sequence.caches = []
         self.batch.remove(leaving)
+        self._full = self._full and not leaving
 
     def _remember(self, tokens: tuple[int, ...], sequence: Sequence) -> None:
         self.prefix_cache.store(tokens, sequence.caches)
