@@ -4,24 +4,31 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx2
 import mlx.core as mx
 import pytest
 import uvicorn
+from mlx import nn
+from mlx_lm.models import llama
 
 from jackfield.app import create_app
+from jackfield.engine import thread as engine_thread
 from jackfield.engine.memory import MemoryGuard
 from jackfield.engine.prefix_cache import PrefixCache
-from jackfield.engine.runner import CacheBatch, Runner
+from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest, SamplingParameters, TokenEvent
+from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Events, Scheduler
 from jackfield.engine.thread import Engine
-from jackfield.errors import EngineError, ModelLoadError
+from jackfield.engine.worker import probe
+from jackfield.errors import EngineError, MemoryPressureError, ModelLoadError
 from jackfield.events import Event, EventBus
 from jackfield.models.device import Blas, Device
 from jackfield.models.loading import load_network
@@ -37,29 +44,44 @@ QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "m
 class Fault:
     """Makes the engine fail in one of its next steps."""
 
-    steps: list[BaseException | threading.Event | None] = field(default_factory=list)
-    """What happens in the next steps: an error, a wait, or nothing."""
+    steps: list[BaseException | threading.Event | Callable[[], object] | None] = field(default_factory=list)
+    """What happens in the next steps: an error, a wait, something else, or nothing."""
     cancelling: list[Exception] = field(default_factory=list)
     """What goes wrong when requests are cancelled."""
     broken_rows: list[int] = field(default_factory=list)
     """Rows of the next decode steps whose logits are not numbers, one row a step."""
     free: int = 1 << 40
     """Bytes that the machine seems to have left."""
-    loads: list[BaseException | None] = field(default_factory=list)
+    loads: list[BaseException | threading.Event | None] = field(default_factory=list)
     """What happens when the model is loaded the next times."""
+    schedulers: list[weakref.ref[Scheduler]] = field(default_factory=list)
+    """All that were made."""
+    fresh: list[bool] = field(default_factory=list)
+    """How they were asked for."""
+    left: list[int] = field(default_factory=list)
+    """How many of those before were still there then."""
+    cleared: int = 0
     engine: Engine | None = None
     heard: list[Event] = field(default_factory=list)
     """Events that went out."""
 
     def happen(self) -> None:
-        match self.steps.pop(0) if self.steps else None:
-            case BaseException() as error:
-                raise error
-            case threading.Event() as event:
-                assert event.wait(60)
+        _happen(self.steps)
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.heard]
+
+
+def _happen(what: list) -> None:
+    match what.pop(0) if what else None:
+        case BaseException() as error:
+            raise error
+        case threading.Event() as event:
+            assert event.wait(60)
+        case None:
+            pass
+        case function:
+            function()
 
 
 class FailingScheduler(Scheduler):
@@ -76,14 +98,18 @@ class FailingScheduler(Scheduler):
             raise self.fault.cancelling.pop()
         super().cancel(request_ids)
 
+    def clear(self) -> None:
+        self.fault.cleared += 1
+        super().clear()
+
 
 class FailingRunner(Runner):
     """A real runner whose model goes wrong."""
 
     fault: Fault | None = None
 
-    def decode(self, tokens: mx.array, caches: CacheBatch) -> mx.array:
-        logits = super().decode(tokens, caches)
+    def decode(self, *arguments, **options) -> mx.array:
+        logits = super().decode(*arguments, **options)
         if self.fault and self.fault.broken_rows:
             logits[self.fault.broken_rows.pop(0)] = mx.nan
         return logits
@@ -93,9 +119,8 @@ class FailingRunner(Runner):
 def serving(folder: Path, fault: Fault, stall_seconds: float = 60) -> Iterator[str]:
     """The real application in this process."""
 
-    def load() -> Scheduler:
-        if fault.loads and (error := fault.loads.pop(0)):
-            raise error
+    def load(fresh: bool) -> Scheduler:
+        _happen(fault.loads)
         network = load_network(folder, Device("cpu", "test", 1 << 30, Blas("test")))
         runner = FailingRunner(network.model)
         guard = MemoryGuard(1 << 40, 100, lambda: fault.free)
@@ -289,8 +314,7 @@ def test_a_step_that_hangs_is_given_up_and_another_thread_takes_over(tiny_model)
         assert chat(url).status_code == 200
         # The thread that was given up comes back, and nobody hears of it.
         go_on.set()
-        hung.thread.join(60)
-        assert not hung.thread.is_alive()
+        until(lambda: not hung.alive)
         assert chat(url).status_code == 200
     assert fault.kinds() == ["engine_failed", "engine_restarted"]
 
@@ -352,7 +376,7 @@ async def started(engine: Engine) -> None:
 
 
 def test_a_model_that_does_not_load_fails_the_start():
-    def load() -> Scheduler:
+    def load(fresh: bool) -> Scheduler:
         raise ModelLoadError("no such model")
 
     engine = Engine(load)
@@ -362,16 +386,382 @@ def test_a_model_that_does_not_load_fails_the_start():
 
 
 def test_a_stopped_engine_refuses_and_ready_says_so(tiny_model, fault):
-    from jackfield.engine.request import GenerationRequest, SamplingParameters
-
     fault.steps = []
     with serving(tiny_model, fault) as address:
         assert httpx2.get(f"{address}/ready").status_code == 200
 
     async def check() -> None:
-        network_free = Engine(lambda: FailingScheduler.__new__(FailingScheduler))
+        network_free = Engine(lambda _: FailingScheduler.__new__(FailingScheduler))
         assert not network_free.ready
         with pytest.raises(EngineError):
             network_free.submit(GenerationRequest("a", (1,), 1, SamplingParameters()), lambda _: None)
 
     asyncio.run(check())
+
+
+# Without a server
+
+
+@cache
+def network() -> nn.Module:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4}
+    model = llama.Model(llama.ModelArgs("llama", **sizes, rms_norm_eps=1e-5, vocab_size=64))
+    mx.eval(model.parameters())
+    return model
+
+
+def employing(fault: Fault, check: Callable[[Engine], Awaitable[None]], **options) -> None:
+    """Run ``check`` with an engine that works, whose steps and loads go wrong from then on."""
+
+    def load(fresh: bool) -> Scheduler:
+        fault.fresh.append(fresh)
+        fault.left.append(sum(ref() is not None for ref in fault.schedulers))
+        _happen(fault.loads)
+        scheduler = FailingScheduler(
+            Runner(network()), PrefixCache(1 << 20), 4, MemoryGuard(1 << 40, 100, lambda: fault.free)
+        )
+        scheduler.fault = fault
+        fault.schedulers.append(weakref.ref(scheduler))
+        return scheduler
+
+    async def run() -> None:
+        bus = EventBus()
+        bus.listen(fault.heard.append)
+        engine = Engine(load, events=bus, **options)
+        await engine.start()
+        try:
+            await check(engine)
+        finally:
+            await engine.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def ask(engine: Engine, name: str = "a") -> list[EngineEvent]:
+    """Send a request; what it gets arrives in the list."""
+    got: list[EngineEvent] = []
+    engine.submit(GenerationRequest(name, (1, 2, 3), 4, SamplingParameters(temperature=0)), got.extend)
+    return got
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - what it waits for happens on other threads
+        await asyncio.sleep(0.01)
+
+
+async def answered(engine: Engine) -> None:
+    await eventually(lambda: engine.ready)
+    got = ask(engine, "good")
+    await eventually(lambda: got and isinstance(got[-1], FinishEvent))
+    assert got[-1].error is None
+    assert sum(isinstance(event, TokenEvent) for event in got) == 4
+
+
+async def fails(engine: Engine) -> FinishEvent:
+    """Send a request that gets nothing but an error, and see the engine off."""
+    got = ask(engine)
+    await eventually(lambda: got)
+    (event,) = got
+    assert isinstance(event, FinishEvent)
+    assert event.reason == "error"
+    return event
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is started anew without a pause."""
+    monkeypatch.setattr(engine_thread, "RETRY_SECONDS", (0.0,))
+
+
+BROKEN = "broken for good"
+
+
+def broken() -> RuntimeError:
+    return RuntimeError(BROKEN)
+
+
+@pytest.mark.usefixtures("caplog")
+def test_what_a_failed_step_held_is_gone_before_the_engine_tries_again():
+    fault, held, seen = Fault(), [], []
+
+    def run_out_of_memory() -> None:
+        activations = threading.Event()
+        held.append(weakref.ref(activations))
+        raise RuntimeError("[malloc] Unable to allocate")
+
+    def step() -> None:
+        caches = threading.Event()
+        held.append(weakref.ref(caches))
+        try:
+            run_out_of_memory()
+        except RuntimeError as error:
+            raise MemoryError("the step failed") from error
+
+    async def check(engine: Engine) -> None:
+        fault.steps = [step, lambda: seen.extend(ref() is None for ref in held)]
+        assert isinstance((await fails(engine)).error, MemoryPressureError)
+        await answered(engine)
+
+    employing(fault, check)
+    assert seen == [True, True]
+
+
+@pytest.mark.usefixtures("at_once", "caplog")
+def test_a_failed_replacement_is_gone_before_the_next_one_which_alone_begins_afresh():
+    fault = Fault()
+
+    async def check(engine: Engine) -> None:
+        for _ in range(2):
+            # The step, the token that was to show that all is well, and the first token of two replacements.
+            fault.steps = [broken(), broken(), broken(), broken()]
+            await fails(engine)
+            await answered(engine)
+        assert engine.statistics.restarts == 2
+        assert engine.statistics.generated_tokens == 8
+
+    employing(fault, check)
+    assert fault.fresh == [False, *[False, True, True] * 2]
+    assert fault.left == [0] * 7
+
+
+def test_short_memory_while_a_request_fails_costs_that_request_alone():
+    fault = Fault()
+
+    async def check(engine: Engine) -> None:
+        def fail() -> None:
+            fault.free = 0
+            raise ValueError("one bad request")
+
+        fault.steps = [fail]
+        await fails(engine)
+        await eventually(lambda: engine.ready and engine.refuses)
+        with pytest.raises(MemoryPressureError):
+            engine.admit(1)
+        fault.free = 1 << 40
+        await eventually(lambda: not engine.refuses)
+        await answered(engine)
+
+    employing(fault, check)
+    assert len(fault.schedulers) == 1
+
+
+def test_short_memory_at_the_start_is_a_matter_of_waiting():
+    fault = Fault(free=0)
+
+    async def check(engine: Engine) -> None:
+        assert engine.ready
+        assert engine.refuses
+        fault.free = 1 << 40
+        await eventually(lambda: not engine.refuses)
+        await answered(engine)
+
+    employing(fault, check)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("where", ["loading", "first token"])
+def test_a_replacement_that_hangs_is_replaced(where):
+    fault, go_on = Fault(), threading.Event()
+
+    async def check(engine: Engine) -> None:
+        fault.steps = [broken(), broken()]
+        if where == "loading":
+            fault.loads = [go_on]
+        else:
+            fault.steps.append(go_on)
+        await fails(engine)
+        await eventually(lambda: len(fault.fresh) == 2)
+        hung = engine._worker
+        await answered(engine)
+        assert engine._worker is not hung
+        assert hung.alive
+        go_on.set()
+        await eventually(lambda: not hung.alive)
+        await answered(engine)
+
+    limits = {"load_seconds": 0.4} if where == "loading" else {"stall_seconds": 0.4}
+    employing(fault, check, **limits)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration(), KeyboardInterrupt()], ids=repr)
+def test_whatever_loading_raises_the_next_attempt_follows(error):
+    fault = Fault()
+
+    async def check(engine: Engine) -> None:
+        fault.steps, fault.loads = [broken(), broken()], [error]
+        await fails(engine)
+        await answered(engine)
+
+    employing(fault, check)
+    assert len(fault.fresh) == 3
+
+
+def test_the_watch_survives_an_error_of_its_own(monkeypatch, at_once):
+    fault = Fault()
+
+    async def check(engine: Engine) -> None:
+        errors = [broken()]
+        monkeypatch.setattr(engine, "_tell_pressure", lambda: _happen(errors))
+        await eventually(lambda: not errors)
+        fault.steps = [broken(), broken()]
+        await fails(engine)
+        await answered(engine)
+
+    employing(fault, check, stall_seconds=0.4)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("returns", [True, False], ids=["returns", "raises"])
+def test_an_abandoned_thread_touches_nothing_when_it_comes_back(returns):
+    fault, go_on = Fault(), threading.Event()
+
+    def hang() -> None:
+        assert go_on.wait(60)
+        if not returns:
+            raise broken()
+
+    async def check(engine: Engine) -> None:
+        hung = engine._worker
+        fault.steps = [hang]
+        await fails(engine)
+        await answered(engine)
+        fault.steps = [None, broken()]
+        go_on.set()
+        await eventually(lambda: not hung.alive)
+        assert len(fault.steps) == 2, "no step and no probe"
+        fault.steps.clear()
+        assert engine.statistics.prompt_tokens == 3
+        await answered(engine)
+
+    employing(fault, check, stall_seconds=0.4)
+    assert not fault.cleared
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_abandoned_thread_that_is_idle_ends():
+    async def check(engine: Engine) -> None:
+        left = engine._worker
+        left.abandon()
+        await eventually(lambda: not left.alive)
+        await eventually(lambda: engine._worker is not left)
+        await answered(engine)
+
+    employing(Fault(), check)
+
+
+def test_the_end_is_told_before_it_comes(monkeypatch):
+    monkeypatch.setattr(engine_thread, "STOP_SECONDS", 30.0)
+    fault, go_on = Fault(), threading.Event()
+
+    async def check(engine: Engine) -> None:
+        fault.steps = [go_on]
+        got = ask(engine)
+        await eventually(lambda: not fault.steps)
+        stopping = asyncio.create_task(engine.stop())
+        await eventually(lambda: got)
+        assert got[0].error.retry_after == 10
+        assert engine.state == "stopped"
+        assert not stopping.done()
+        go_on.set()
+        await stopping
+        assert engine.state == "stopped"
+
+    employing(fault, check)
+
+
+def test_the_end_does_not_wait_for_a_thread_that_hangs():
+    fault, go_on = Fault(), threading.Event()
+
+    async def check(engine: Engine) -> None:
+        engine._watching.cancel()
+        fault.steps = [go_on]
+        ask(engine)
+        await eventually(lambda: engine._worker.busy_for() > 0.4)
+        await asyncio.wait_for(engine.stop(), 5)
+        assert engine._worker.alive
+        go_on.set()
+        await eventually(lambda: not engine._worker.alive)
+
+    employing(fault, check, stall_seconds=0.4)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_end_comes_in_the_middle_of_a_replacement():
+    fault, go_on = Fault(), threading.Event()
+
+    async def check(engine: Engine) -> None:
+        fault.steps, fault.loads = [broken(), broken()], [go_on]
+        await fails(engine)
+        await eventually(lambda: len(fault.fresh) == 2)
+        await asyncio.wait_for(engine.stop(), 5)
+        go_on.set()
+        await eventually(lambda: not engine._worker.alive)
+        assert engine.state == "stopped"
+
+    employing(fault, check)
+
+
+def test_an_engine_that_never_ran_can_be_stopped():
+    def load(fresh: bool) -> Scheduler:
+        raise ModelLoadError("no such model")
+
+    async def check() -> None:
+        engine = Engine(load)
+        await engine.stop()
+        engine = Engine(load)
+        with pytest.raises(ModelLoadError):
+            await engine.start()
+        assert engine.state == "failed"
+        await engine.stop()
+        assert engine.state == "stopped"
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("good_seconds", "pauses"), [(60.0, [0.0, 0.3, 0.6]), (0.0, [0.0, 0.0, 0.0])])
+def test_who_dies_again_and_again_of_real_requests_is_started_after_longer_pauses(monkeypatch, good_seconds, pauses):
+    monkeypatch.setattr(engine_thread, "RETRY_SECONDS", (0.0, 0.3, 0.6, 0.9))
+    monkeypatch.setattr(engine_thread, "GOOD_SECONDS", good_seconds)
+    fault, slept, sleep = Fault(), [], asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        if seconds in engine_thread.RETRY_SECONDS:
+            slept.append(seconds)
+        await sleep(seconds)
+
+    async def check(engine: Engine) -> None:
+        monkeypatch.setattr(asyncio, "sleep", pause)
+        for _ in range(3):
+            fault.steps = [broken(), broken()]
+            await fails(engine)
+            await answered(engine)
+
+    employing(fault, check)
+    assert slept == pauses
+
+
+def test_a_replacement_knows_that_memory_was_exhausted(at_once):
+    fault = Fault()
+
+    async def check(engine: Engine) -> None:
+        fault.steps = [MemoryError(), broken()]
+        await fails(engine)
+        await answered(engine)
+        guard = fault.schedulers[-1]().guard
+        assert guard.room < guard.pool
+
+    employing(fault, check)
+    assert len(fault.schedulers) == 2
+
+
+def test_a_probe_that_fails_leaves_the_statistics_in_place():
+    scheduler = FailingScheduler(Runner(network()), PrefixCache(0), 4)
+    scheduler.fault = Fault(steps=[broken()])
+    counts = scheduler.statistics
+    with pytest.raises(RuntimeError, match=BROKEN):
+        probe(scheduler)
+    assert scheduler.statistics is counts
+    scheduler.clear()
+    probe(scheduler)
+    assert counts.generated_tokens == 0

@@ -2,14 +2,24 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx2
+import mlx.core as mx
 import pytest
+from mlx import nn
+from mlx_lm.utils import load_model
 
+from jackfield.engine.request import GenerationRequest, SamplingParameters, StartEvent
+from jackfield.models import loading, service
+from jackfield.models.memory import Memory
+from jackfield.models.service import SchedulerLoader, held_by
+from jackfield.settings import Settings
+from model_fixtures import write_config
 from serving import Server, serve
 
 LONG = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog, and nobody knows why. " * 20}]
@@ -94,9 +104,62 @@ def test_prompts_outlive_a_restart_on_disk_where_nobody_else_reads_them(tiny_mod
         assert text(warm) == text(cold)
         metrics = httpx2.get(f"{server.url}/metrics").text
         assert re.search(r'cached_total\{model="[^"]*",tier="disk"\} [1-9]', metrics)
-    # With other settings the same tokens lead to other numbers.
-    with serve(tiny_model, JACKFIELD_DTYPE="keep", **keep) as server:
-        assert cache_use(ask(server))["cached_tokens"] in (0, use["cached_tokens"])
+
+
+@pytest.fixture
+def quantized(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model in 4 bits, with scales and activations in float16."""
+    folder = shutil.copytree(tiny_model, tmp_path / "quantized")
+    model, config = load_model(folder)
+    model.set_dtype(mx.float16)
+    nn.quantize(model, 32, 4)
+    model.save_weights(str(folder / "model.safetensors"))
+    write_config(folder, config | {"quantization": {"group_size": 32, "bits": 4}})
+    return folder
+
+
+def loader(folder: Path, cache: Path, **settings) -> SchedulerLoader:
+    return SchedulerLoader(Settings(model=str(folder), cache_dir=cache, **settings), folder, lambda _: None)
+
+
+def test_types_of_keys_and_values_share_nothing_on_disk(quantized, tmp_path, monkeypatch):
+    # Not enough memory to expand the weights, so they are "4-bit" in both.
+    monkeypatch.setattr(loading, "host_memory", lambda: Memory(2**30, 2**30))
+    kinds = {}
+    for dtype in ("auto", "keep"):
+        load = loader(quantized, tmp_path, dtype=dtype, prefix_cache_disk_bytes=1 << 30)
+        scheduler = load(False)
+        assert load._network.dtype == "4-bit"
+        kinds[dtype] = held_by(scheduler.runner)
+        prompt = tuple(range(100))
+        scheduler.submit(GenerationRequest("a", prompt, 1, SamplingParameters(temperature=0)))
+        found = []
+        while not scheduler.idle:
+            found += [event.cache for _, event in scheduler.step() if isinstance(event, StartEvent)]
+        scheduler.close()
+        assert [use.tokens for use in found] == [0]
+    assert kinds["auto"] != kinds["keep"]
+
+
+def test_a_model_is_taken_over_until_it_is_wanted_afresh(tiny_model, tmp_path, monkeypatch):
+    read = []
+
+    def load_network(*arguments, **options):
+        read.append(arguments)
+        return loading.load_network(*arguments, **options)
+
+    monkeypatch.setattr(service, "load_network", load_network)
+    load = loader(tiny_model, tmp_path, prefix_cache_disk_bytes=0)
+    models = [load(fresh).runner.model for fresh in (False, False, False, True, False)]
+    assert len(read) == 2
+    assert models[0] is models[1] is models[2] is not models[3] is models[4]
+
+
+def test_the_disk_cache_outlives_its_scheduler(tiny_model, tmp_path):
+    load = loader(tiny_model, tmp_path, prefix_cache_disk_bytes=1 << 30)
+    first, second = load(False), load(True)
+    assert first.prefix_cache.disk is second.prefix_cache.disk is not None
+    second.close()
 
 
 def test_damaged_files_are_thrown_away_with_a_warning_and_never_served(tiny_model, tmp_path):

@@ -1,11 +1,14 @@
 """From a model folder to a model that answers: its engine, loaded as often as need be, within a memory plan."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from jackfield.engine.blocks import stateful
 from jackfield.engine.disk_cache import DiskCache, identity_of
@@ -76,23 +79,31 @@ class SchedulerLoader:
         self.plan: MemoryPlan
         self.vocabulary: int
 
-    def __call__(self) -> Scheduler:
-        """Load the model, or take it over from the thread before.
+    def __call__(self, fresh: bool = False) -> Scheduler:
+        """Load the model, or take it over from the thread before, unless it is to be read from disk afresh.
 
         Raises:
             ModelLoadError: it cannot be served.
         """
-        network = self._network or self._first_load()
-        # What was taken over once without success is read from disk the next time: it may be damaged.
-        self._network = None if self._network else network
+        if self._network is not None:
+            self._clean_up(fresh=fresh)
+        network = self._network = self._network or self._read()
         runner = Runner(network.model, kv_bits=self._settings.kv_bits)
         self.vocabulary = runner.vocabulary
+        self._disk = self._disk or self._open_disk(runner, network.dtype)
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
         cache = PrefixCache(self.plan.prefix_cache, self._disk, stateful=stateful(runner.start()))
         pace = PrefillPace(slowdown=self._settings.max_slowdown)
         return Scheduler(runner, cache, self._settings.max_batch, guard, pace)
 
-    def _first_load(self) -> Network:
+    def _clean_up(self, *, fresh: bool) -> None:
+        """Let go of what the thread before leaves behind: there may be no room for both."""
+        if fresh:
+            self._network = None
+        gc.collect()
+        mx.clear_cache()
+
+    def _read(self) -> Network:
         settings = self._settings
         self._device = detect_device(load_blas())
         network = load_network(self._folder, self._device, dtype=settings.dtype, prepare=cpu.prepare)
@@ -100,7 +111,6 @@ class SchedulerLoader:
         self.plan = self._plan(network)
         for line in self.plan.lines():
             self._tell(line)
-        self._disk = self._disk or self._open_disk(network)
         return network
 
     def _plan(self, network: Network) -> MemoryPlan:
@@ -122,7 +132,7 @@ class SchedulerLoader:
         self._tell(plan.shortage())
         return replace(plan, context_length=plan.context_that_fits)
 
-    def _open_disk(self, network: Network) -> DiskCache | None:
+    def _open_disk(self, runner: Runner, dtype: str) -> DiskCache | None:
         settings = self._settings
         folder = settings.cache_dir / "prefixes"
         budget = settings.prefix_cache_disk_bytes
@@ -131,7 +141,8 @@ class SchedulerLoader:
             budget = min(DISK_CACHE_BYTES, shutil.disk_usage(settings.cache_dir).free // DISK_CACHE_SHARE)
         if not budget:
             return None
-        return DiskCache(folder, budget, identity_of(self._folder, network.dtype, str(settings.kv_bits)))
+        computed = (self._device.kind, dtype, str(settings.kv_bits), *held_by(runner))
+        return DiskCache(folder, budget, identity_of(self._folder, *computed))
 
     def _free(self) -> int:
         """Bytes that can be allocated now, by the machine's own figures and the user's limit."""
@@ -139,3 +150,16 @@ class SchedulerLoader:
         limit = self._settings.memory_limit
         machine = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes - held
         return machine if limit is None else min(machine, limit - held)
+
+
+def held_by(runner: Runner) -> list[str]:
+    """Kind, types and shapes of what each layer's cache holds of one token, which the weights' type does not tell."""
+    caches = runner.start()
+    # Shapes are known without evaluating anything.
+    runner.model(mx.array([[0]]), cache=caches)
+    return [f"{type(cache).__name__}: {_types(cache.state)}" for cache in caches]
+
+
+def _types(state: Any) -> str:
+    arrays: dict[str, Any] = dict(tree_flatten(state))
+    return ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values() if isinstance(array, mx.array))
