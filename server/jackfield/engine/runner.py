@@ -129,7 +129,7 @@ class Runner:
         rows = caches.rows
         caches.reserve(1)
         inputs = mx.concatenate([rows.placed(tokens), mx.array(list(prompt.tokens), dtype=tokens.dtype)])
-        # The head works out the slice's logits too: no cost that could be measured, as it reads its weights anyway.
+        # The head computes the slice's logits too: for 16 and 32 tokens, a CPU's timings did not show it.
         logits = self.model(inputs[:, None], cache=caches.fused(prompt))
         logits = rows.restored(logits[: len(rows), 0])
         rows.advance(1)

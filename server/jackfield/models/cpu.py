@@ -28,9 +28,6 @@ numbers, and a CPU takes a hundred times as long for those."""
 CACHED = 65536
 """Elements that stay in a core's second-level cache beside everything else."""
 
-SPLIT_ROWS, SPLIT_POSITIONS = 10, 256
-"""Matrices of few rows and many columns are multiplied in parts: MKL takes ten times as long for the whole."""
-
 
 def prepare(model: nn.Module, config: dict[str, Any], device: Device) -> nn.Module:
     """Give a model on a CPU its faster layers; on other devices it stays as it is."""
@@ -138,18 +135,6 @@ def _softmax_in_place(scores: NDArray[np.float32]) -> None:
     np.maximum(scores, -LIMIT, out=scores)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
-
-
-def _weighted(weights: mx.array, values: mx.array) -> mx.array:
-    """weights [..., rows, positions] @ values [..., positions, dimension]."""
-    rows, positions = weights.shape[-2:]
-    if rows == 1 or rows >= SPLIT_ROWS or positions < 2 * SPLIT_POSITIONS:
-        return weights @ values
-    parts = positions // SPLIT_POSITIONS
-    whole = parts * SPLIT_POSITIONS
-    left = weights[..., :whole].reshape(*weights.shape[:-1], parts, SPLIT_POSITIONS).swapaxes(-2, -3)
-    right = values[..., :whole, :].reshape(*values.shape[:-2], parts, SPLIT_POSITIONS, values.shape[-1])
-    return (left @ right).sum(axis=-3) + weights[..., whole:] @ values[..., whole:, :]
 
 
 class Rotations:
