@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,8 @@ class ScriptedEngine:
     def ready(self) -> bool:
         return self.state == "ready"
 
-    def admit(self, count: int) -> None:
-        assert count <= len(self.scripts)
+    def admit(self, request_ids: Sequence[str]) -> None:
+        assert len(request_ids) <= len(self.scripts)
 
     def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
         self.requests.append(request)

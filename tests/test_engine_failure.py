@@ -28,7 +28,7 @@ from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Events, Scheduler
 from jackfield.engine.thread import Engine
 from jackfield.engine.worker import probe
-from jackfield.errors import EngineError, MemoryPressureError, ModelLoadError
+from jackfield.errors import EngineError, MemoryPressureError, ModelLoadError, QueueFullError
 from jackfield.events import Event, EventBus
 from jackfield.models.device import Blas, Device
 from jackfield.models.loading import load_network
@@ -254,6 +254,20 @@ def test_a_full_queue_is_429_with_its_length_and_when_to_try_again(url, fault):
     assert response.json()["error"]["code"] == "queue_full"
     assert "4 requests" in response.json()["error"]["message"]
     assert len(chat(url, n=2 * CAPACITY).json()["choices"]) == 2 * CAPACITY, "let in when nobody waits"
+
+
+def test_places_are_kept_between_admission_and_submission(url, fault, monkeypatch):
+    engine = fault.engine
+    engine.admit(["a", "b", "c"])
+    with pytest.raises(QueueFullError):
+        engine.admit(["d", "e"])
+    engine.cancel(["b"])
+    engine.admit(["d", "e"])
+    # Clients that hung up before their requests came leave nothing behind.
+    monkeypatch.setattr("jackfield.engine.thread.RESERVED_SECONDS", 0)
+    engine.admit(["f"] * CAPACITY)
+    assert chat(url).status_code == 200
+    engine.cancel(["f"])
 
 
 def test_a_failure_while_cancelling_ends_the_others_too_and_no_more(url, fault):
@@ -536,7 +550,7 @@ def test_short_memory_while_a_request_fails_costs_that_request_alone():
         await fails(engine)
         await eventually(lambda: engine.ready and engine.refuses)
         with pytest.raises(MemoryPressureError):
-            engine.admit(1)
+            engine.admit(["a"])
         fault.free = 1 << 40
         await eventually(lambda: not engine.refuses)
         await answered(engine)

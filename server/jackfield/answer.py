@@ -70,7 +70,7 @@ class Answer:
         Raises:
             UnavailableError: it does not.
         """
-        self.model.engine.admit(len(self.requests))
+        self.model.engine.admit([request.id for request in self.requests])
 
     async def __aiter__(self) -> AsyncIterator[Delta | Progress]:
         """What the choices have more, as it comes, until all of them have ended.

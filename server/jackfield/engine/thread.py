@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from jackfield.engine.memory import CAREFUL_SECONDS, is_out_of_memory
@@ -22,6 +22,9 @@ from jackfield.events import Event, EventBus, EventKind, Level
 logger = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "recovering", "stopped", "failed"]
+
+RESERVED_SECONDS = 5.0
+"""How long a place is kept for a request that was admitted and does not come."""
 
 STOP_SECONDS = 30.0
 """How long the end may take, with the prefix cache on its way to disk."""
@@ -69,6 +72,8 @@ class Engine:
         self._events = events or EventBus()
         self._name = name
         self._waiting: dict[str, Deliver] = {}
+        self._reserved: dict[str, float] = {}
+        """When requests were admitted that have not been submitted yet."""
         self._worker: Worker | None = None
         self._watching: asyncio.Task[None] | None = None
         self._pressed = False
@@ -123,8 +128,8 @@ class Engine:
         """Whether memory is too short for new requests."""
         return self._worker is not None and self._worker.refuses
 
-    def admit(self, count: int) -> None:
-        """Ask for room for ``count`` more requests, before anything is said to the client.
+    def admit(self, request_ids: Sequence[str]) -> None:
+        """Reserve places for requests that are about to be submitted, before anything is said to the client.
 
         Raises:
             EngineError: the engine does not run.
@@ -134,8 +139,13 @@ class Engine:
         self._running_worker()
         if self.refuses:
             raise MemoryPressureError
-        if self._waiting and len(self._waiting) + count > self._capacity:
-            raise QueueFullError(len(self._waiting))
+        now = time.monotonic()
+        # A client that hangs up at once leaves its places behind.
+        self._reserved = {one: at for one, at in self._reserved.items() if now - at < RESERVED_SECONDS}
+        taken = len(self._waiting) + len(self._reserved)
+        if taken and taken + len(request_ids) > self._capacity:
+            raise QueueFullError(taken)
+        self._reserved.update(dict.fromkeys(request_ids, now))
 
     def _running_worker(self) -> Worker:
         if self._worker is None or not self.ready:
@@ -152,12 +162,16 @@ class Engine:
             EngineError: the engine does not run any more.
         """
         worker = self._running_worker()
+        self._reserved.pop(request.id, None)
         self._waiting[request.id] = deliver
         worker.inbox.put(Submit(request))
 
     def cancel(self, request_ids: Iterable[str]) -> None:
         """Stop work on requests, which get no more events; harmless for those ended."""
-        waiting = frozenset(one for one in request_ids if self._waiting.pop(one, None) is not None)
+        ids = list(request_ids)
+        for one in ids:
+            self._reserved.pop(one, None)
+        waiting = frozenset(one for one in ids if self._waiting.pop(one, None) is not None)
         if waiting and self._worker is not None:
             self._worker.inbox.put(Cancel(waiting))
 
