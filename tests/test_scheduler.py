@@ -358,6 +358,17 @@ def test_deadlines_end_requests_wherever_they_are(runner):
     assert isinstance(error(drain(late)["reading"]), DeadlineExceededError)
 
 
+def test_a_prompt_is_read_in_full_when_who_was_answered_beside_it_leaves(runner):
+    engine = scheduler(runner, slice_tokens=4)
+    prompt = (np.arange(100) % VOCABULARY).tolist()
+    engine.submit(request("a", [1, 2], 1000, deadline=time.monotonic() + 0.3))
+    engine.step()
+    engine.submit(request("b", prompt, 4))
+    events = [event for _ in range(3) for name, event in engine.step() if name == "b"]
+    time.sleep(0.35)
+    assert tokens([*events, *drain(engine)["b"]]) == reference(runner, prompt, 4)
+
+
 def test_a_logits_processor_steers_its_own_request_alone(runner):
     seen = []
 

@@ -96,7 +96,7 @@ class Scheduler:
         self.relieve()
         self._admit(events)
         reader = self._next_reader(events)
-        if reader is not None and answering and self._shares_step(reader):
+        if reader is not None and len(self.batch) and self._shares_step(reader):
             self._read_and_answer(reader, events)
         else:
             reading_seconds = self._read(reader, events) if reader is not None else 0.0
