@@ -67,7 +67,7 @@ def scheduler(
     max_batch: int = 8,
     guard: MemoryGuard | None = None,
 ) -> Scheduler:
-    pace = PrefillPace(smallest=slice_tokens, largest=slice_tokens)
+    pace = PrefillPace(smallest=slice_tokens, smallest_shared=slice_tokens, largest=slice_tokens)
     return Scheduler(runner, PrefixCache(cache_bytes), max_batch, guard or MemoryGuard(1 << 62), pace)
 
 
@@ -262,7 +262,9 @@ def hybrid() -> Runner:
 
 def test_hybrid_models_are_batched(hybrid):
     prompts = {"a": [1, 2, 3, 4, 5], "b": [7] * 40, "c": [9]}
-    engine = Scheduler(hybrid, PrefixCache(1 << 20, stateful=True), 8, pace=PrefillPace(smallest=16, largest=16))
+    engine = Scheduler(
+        hybrid, PrefixCache(1 << 20, stateful=True), 8, pace=PrefillPace(smallest=16, smallest_shared=16, largest=16)
+    )
     events = drain(engine, *[request(n, p, 5) for n, p in prompts.items()])
     for name, prompt in prompts.items():
         assert tokens(events[name]) == hybrid_reference(hybrid.model, prompt, 5)

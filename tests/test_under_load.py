@@ -392,7 +392,7 @@ def answers(court: Court, engine: Scheduler, requests: Iterable[GenerationReques
 
 
 def scheduler(runner: Runner, *, cache: int = 0, slices: int = 4096, guard: MemoryGuard | None = None) -> Scheduler:
-    pace = PrefillPace(smallest=slices, largest=slices)
+    pace = PrefillPace(smallest=slices, smallest_shared=slices, largest=slices)
     return Scheduler(runner, PrefixCache(cache), 32, guard or MemoryGuard(1 << 62), pace)
 
 
