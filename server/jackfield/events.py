@@ -8,7 +8,22 @@ from typing import Any, Literal
 
 logger = logging.getLogger(__name__)
 
-EventKind = Literal["engine_failed", "engine_restarted", "memory_pressure"]
+EventKind = Literal[
+    "completed",
+    "failed",
+    "cancelled",
+    "slow",
+    "low_confidence",
+    "model_loaded",
+    "model_unloaded",
+    "memory_pressure",
+    "backend_fallback",
+    "plugin_disabled",
+    "engine_failed",
+    "engine_restarted",
+]
+"""What the server itself tells; plugins may have kinds of their own."""
+
 Level = Literal["info", "warning", "error"]
 
 _LOG_LEVELS: Mapping[Level, int] = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -18,11 +33,12 @@ _LOG_LEVELS: Mapping[Level, int] = {"info": logging.INFO, "warning": logging.WAR
 class Event:
     """Something that happened. Never holds text of prompts or answers."""
 
-    kind: EventKind
+    kind: EventKind | str
     level: Level
     title: str
     """One sentence for a person."""
     model: str | None = None
+    request_id: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
     """Seconds since 1970."""

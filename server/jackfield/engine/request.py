@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from jackfield.engine.grammar import Grammar
 from jackfield.errors import JackfieldError
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    from jackfield.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length", "timeout", "error"]
 
@@ -24,6 +25,10 @@ none was kept here. ``scored``: the prompt's own log probabilities were asked fo
 LogitsProcessor = Callable[["tuple[int, ...]", "mx.array"], "mx.array"]
 """Takes a sequence's tokens (prompt and answer) and its next logits, float [vocabulary], and answers logits like
 them. Runs on the engine thread at every step; when it raises, that one request ends with an error."""
+
+TokenSampler = Callable[["mx.array"], "mx.array"]
+"""Takes one sequence's next logits, float [vocabulary], with penalties, processors and masks applied, and answers the
+id of the token to take, an integer []. Runs on the engine thread at every step, in place of the built-in sampler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class GenerationRequest:
     """None: no log probabilities; 0: the sampled token's only; k: and those of the k most likely tokens."""
     prompt_logprobs: bool = False
     """Also report the log probabilities of the prompt's own tokens."""
-    grammar: Grammar | None = None
+    grammar: "Grammar | None" = None
     processors: tuple[LogitsProcessor, ...] = ()
     priority: int = 0
     """Lower ones go first; a second of waiting counts as one less, so that nobody waits for ever."""
@@ -110,6 +115,10 @@ class TokenEvent:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """The most likely (token id, log probability), best first."""
+    entropy: float | None = None
+    """Of the whole distribution, in nats."""
+    time: float = 0.0
+    """When it was known, on ``time.monotonic``'s clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,7 +283,7 @@ class Engine:
             deliver([FinishEvent("error", error)])
 
     def _tell(self, kind: EventKind, level: Level, title: str, **data: object) -> None:
-        self._events.emit(Event(kind, level, title, self._name, data))
+        self._events.emit(Event(kind, level, title, self._name, data=data))
 
     def _tell_pressure(self) -> None:
         if self.refuses == self._pressed:
