@@ -261,7 +261,7 @@ def test_the_log_tells_the_cache_use_in_one_line_without_the_prompt(
     stage.engine.scripts = [stage.script("secret answer", DONE, START)]
     with caplog.at_level(logging.DEBUG, "jackfield"):
         said = post(stage, "completions", prompt="secret prompt").json()
-    (line,) = [record.getMessage() for record in caplog.records if "cached" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "prompt tokens cached" in record.getMessage()]
     assert said["id"] in line
     assert f"2 of {said['usage']['prompt_tokens']} prompt tokens" in line
     assert "diverged" in line

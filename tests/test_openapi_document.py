@@ -21,6 +21,7 @@ from jackfield.protocol.completions import Completion, CompletionChunk, Completi
 from jackfield.protocol.errors import ErrorEnvelope
 from jackfield.protocol.models import Model, ModelList
 from jackfield.protocol.parsing import parse
+from jackfield.protocol.plugins import PluginList
 from jackfield.protocol.sampling import SamplingRequest
 from jackfield.protocol.status import Health, Ready
 
@@ -32,6 +33,7 @@ ANSWERS: list[type[AnswerModel]] = [
     CompletionChunk,
     Model,
     ModelList,
+    PluginList,
     Health,
     Ready,
     ErrorEnvelope,
@@ -170,7 +172,7 @@ def section(model: type[BaseModel]) -> str:
 def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     routes = declared_routes()
     prefixed = {(method, path.removeprefix("/v1")) for method, path in routes if path.startswith("/v1/")}
-    assert len(prefixed) == 4
+    assert len(prefixed) == 5
     assert prefixed <= routes
     assert routes - prefixed - {(method, f"/v1{path}") for method, path in prefixed} == {
         ("GET", "/health"),
@@ -185,7 +187,8 @@ def test_every_error_has_the_envelope() -> None:
     for name, response in document()["components"]["responses"].items():
         schema = response["content"]["application/json"]["schema"]["$ref"]
         is_error = schema.endswith("/ErrorEnvelope")
-        assert is_error == (name not in {"ChatCompletion", "Completion", "Model", "ModelList", "Health", "Ready"})
+        answers = {"ChatCompletion", "Completion", "Model", "ModelList", "PluginList", "Health", "Ready"}
+        assert is_error == (name not in answers)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

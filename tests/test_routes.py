@@ -14,6 +14,7 @@ from serving import Server
 SAMPLES = {
     ("GET", "/models"): None,
     ("GET", "/models/{model}"): None,
+    ("GET", "/plugins"): None,
     ("POST", "/chat/completions"): {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
     ("POST", "/completions"): {"prompt": "Hi", "max_tokens": 1},
 }

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from jackfield.choice import Choice, Delta
-from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest, PrefillEvent
+from jackfield.engine.request import CacheUse, EngineEvent, FinishEvent, GenerationRequest, PrefillEvent, StartEvent
 from jackfield.errors import DeadlineExceededError
+from jackfield.exchange import Exchange
+from jackfield.hooks.data import Outcome
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.extension import Extension
 from jackfield.protocol.usage import Usage
@@ -39,6 +41,7 @@ class Answer:
     Args:
         model: who answers.
         requests: one a choice, in order.
+        exchange: where it is told how the answer goes.
         stops: strings that end a choice.
         parsers: one a choice, when the request has tools.
         one_call: whether a choice ends with its first call.
@@ -47,11 +50,13 @@ class Answer:
 
     model: ServedModel
     requests: Sequence[GenerationRequest]
+    exchange: Exchange
     stops: Sequence[str] = ()
     parsers: Sequence[ToolCallParser | None] = ()
     one_call: bool = False
     each: int = 1
     _choices: list[Choice] = field(init=False)
+    _memory_before: int = 0
     _events: asyncio.Queue[tuple[Choice, list[EngineEvent]]] = field(init=False, default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
@@ -60,6 +65,9 @@ class Answer:
             Choice(index, request, self._text(request), parser, self.one_call)
             for index, (request, parser) in enumerate(zip(self.requests, parsers, strict=True))
         ]
+        if any(map(self.exchange.hooks.has, ("observe_tokens", "score_confidence"))):
+            for choice in self._choices:
+                choice.tokens = []
 
     def _text(self, request: GenerationRequest) -> TextStream:
         return TextStream(self.model.tokenizer.decoder(), StopMatcher(self.stops), request.stop_tokens)
@@ -78,6 +86,7 @@ class Answer:
         Raises:
             JackfieldError: the engine failed, or the request's time was over before anything was said.
         """
+        self._memory_before = self.model.engine.statistics.device_bytes
         for choice in self._choices:
             self._submit(choice)
         while not self.ended:
@@ -87,11 +96,52 @@ class Answer:
             last = events[-1]
             if isinstance(last, PrefillEvent):
                 yield Progress(last.done, last.total)
-            delta = choice.take(self._survived(events))
+            delta = self._take(choice, self._survived(events))
             if delta.finish_reason is not None:
                 self.model.engine.cancel([choice.request.id])
+                await self._judge(choice)
             if delta:
                 yield delta
+        self._tell_completion()
+
+    def _take(self, choice: Choice, events: list[EngineEvent]) -> Delta:
+        known = choice.generated
+        delta = choice.take(events)
+        if choice.generated > known:
+            start = choice.start or StartEvent(0.0, CacheUse())
+            new = choice.tokens[known:] if choice.tokens else ()
+            self.exchange.generated(choice.index, new, waited=start.waited, cached=start.cache.tokens)
+        return delta
+
+    async def _judge(self, choice: Choice) -> None:
+        if choice.tokens is None or choice.ended_by is None:
+            return
+        outcome = Outcome(
+            choice.index,
+            choice.finish_reason or "stop",
+            choice.ended_by,
+            len(choice.request.prompt),
+            compressed=self.exchange.compression is not None,
+            calls=choice.calls,
+        )
+        choice.confidence = await self.exchange.hooks.score_confidence(
+            self.exchange.info, choice.tokens, choice.said, outcome
+        )
+
+    def _tell_completion(self) -> None:
+        usage = self.usage()
+        spoke = self.exchange.first_token_seconds or 0.0
+        self.exchange.completed(
+            finish_reasons=[choice.finish_reason for choice in self._choices],
+            ended_by=[choice.ended_by for choice in self._choices],
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            tokens_per_second=usage.completion_tokens / max(self.exchange.seconds - spoke, 1e-6),
+            memory_before=self._memory_before,
+            memory_after=self.model.engine.statistics.device_bytes,
+            confidence=[{name: asdict(found) for name, found in c.confidence.items()} for c in self._choices],
+        )
 
     def _submit(self, choice: Choice) -> None:
         choice.submitted = time.monotonic()
@@ -114,6 +164,8 @@ class Answer:
 
     def cancel(self) -> None:
         """Stop the work on every choice that has not ended."""
+        if not self.ended:
+            self.exchange.cancelled(sum(choice.generated for choice in self._choices))
         self.model.engine.cancel([choice.request.id for choice in self._choices])
 
     def cut_off(self) -> Iterator[Delta]:
@@ -133,4 +185,9 @@ class Answer:
 
     def extension(self) -> Extension:
         """How the choices came about; only when all have ended."""
-        return Extension(choices=[choice.report() for choice in self._choices])
+        return Extension(
+            request_id=self.exchange.info.id,
+            backend=self.exchange.backend,
+            choices=[choice.report() for choice in self._choices],
+            compression=self.exchange.compression,
+        )

@@ -1,21 +1,31 @@
 """The table of contents: routes, middleware, and what becomes of errors."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
+from jackfield.api.arrival import Arrival
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
 from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models
+from jackfield.api.plugins import list_plugins
 from jackfield.api.status import health, ready
-from jackfield.errors import JackfieldError, MethodNotAllowedError, NotFoundError
-from jackfield.metrics import EngineCollector
+from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
+from jackfield.events import EventBus
+from jackfield.hooks.calls import Hooks
+from jackfield.hooks.discovery import given
+from jackfield.hooks.middleware import Isolated
+from jackfield.host import Host
+from jackfield.metrics import EngineCollector, PluginCollector
 from jackfield.models.registry import Registry
 from jackfield.settings import Settings
 
@@ -26,6 +36,7 @@ _API = [
     ("/completions", completions, "POST"),
     ("/models", list_models, "GET"),
     ("/models/{model:path}", get_model, "GET"),
+    ("/plugins", list_plugins, "GET"),
 ]
 
 routes = [
@@ -36,10 +47,22 @@ routes = [
 ]
 
 
-def create_app(settings: Settings, registry: Registry) -> Starlette:
-    """The application; the models in ``registry`` are loaded, and stay their owner's to stop."""
+def create_app(
+    settings: Settings, registry: Registry, hooks: Hooks | None = None, events: EventBus | None = None
+) -> Starlette:
+    """The application; the models in ``registry`` are loaded, and stay their owner's to stop.
+
+    Its lifespan is the plugins': they start and end with it.
+
+    Raises:
+        ConfigurationError: plugins want to serve what is served already.
+    """
+    hooks = hooks or given((), settings)
+    host = Host(settings, registry, hooks, events or EventBus())
     app = Starlette(
-        routes=routes,
+        routes=[*_plugged_routes(host), *routes],
+        middleware=[Middleware(Arrival, hooks=hooks), *_plugged_middleware(host)],
+        lifespan=_lifespan,
         exception_handlers={
             JackfieldError: _expected,
             HTTPException: _http,
@@ -49,9 +72,54 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     )
     app.state.settings = settings
     app.state.registry = registry
+    app.state.hooks = hooks
+    app.state.events = host.events
+    app.state.host = host
     app.state.collectors = CollectorRegistry()
     app.state.collectors.register(EngineCollector(registry))
+    app.state.collectors.register(PluginCollector(hooks))
+    hooks.register_metrics(app.state.collectors)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    await app.state.host.start()
+    try:
+        yield
+    finally:
+        await app.state.host.stop()
+
+
+def _plugged_routes(host: Host) -> list[BaseRoute]:
+    taken = {served: "Jackfield itself" for route in routes for served in _served(route)}
+    found = host.hooks.routes(host.server)
+    for plugin, route in found:
+        for served in _served(route):
+            if served in taken:
+                raise ConfigurationError(
+                    f"Plugin {plugin.name} wants to serve {served}, which {taken[served]} serves already.",
+                    suggestions=(f"Leave it out: --disable-plugin {plugin.name}.",),
+                )
+            taken[served] = f"plugin {plugin.name}"
+    return [route for _, route in found]
+
+
+def _served(route: BaseRoute) -> list[str]:
+    """What a route answers: ``GET /path``, each method for itself."""
+    path = getattr(route, "path", "")
+    if isinstance(route, WebSocketRoute):
+        return [f"WebSocket {path}"]
+    methods = getattr(route, "methods", None)
+    return [f"{method} {path}" for method in sorted(methods)] if methods else [path]
+
+
+def _plugged_middleware(host: Host) -> list[Middleware]:
+    seconds = host.settings.hook_seconds
+    return [
+        Middleware(Isolated, plugin=plugin, middleware=middleware, hooks=host.hooks, seconds=seconds)
+        for plugin, middleware in host.hooks.middleware(host.server)
+    ]
 
 
 async def _expected(request: Request, error: Exception) -> Response:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jackfield.engine.request import (
@@ -14,7 +14,8 @@ from jackfield.engine.request import (
     StartEvent,
     TokenEvent,
 )
-from jackfield.protocol.extension import CacheReport, ChoiceReport, EndedBy
+from jackfield.hooks.data import Confidence
+from jackfield.protocol.extension import CacheReport, ChoiceReport, ConfidenceReport, EndedBy
 from jackfield.text.stream import TextDelta, TextStream
 from jackfield.text.tool_calls import ToolCallParser, ToolCallText
 
@@ -52,7 +53,12 @@ class Choice:
     finish: FinishEvent | None = None
     ended_by: EndedBy | None = None
     generated: int = 0
-    called: bool = False
+    calls: int = 0
+    tokens: list[TokenEvent] | None = None
+    """All of them, if somebody wants them, the one that ended it included."""
+    said: str = ""
+    """And the text."""
+    confidence: Mapping[str, Confidence] = field(default_factory=dict)
     submitted: float = 0.0
     spoke: float | None = None
     ended: float = 0.0
@@ -65,7 +71,7 @@ class Choice:
             return "length"
         if self.ended_by is None:
             return None
-        return "tool_calls" if self.called else "stop"
+        return "tool_calls" if self.calls else "stop"
 
     def take(self, events: Sequence[EngineEvent]) -> Delta:
         """All that some events of the engine add."""
@@ -103,6 +109,8 @@ class Choice:
     def _grow(self, event: TokenEvent) -> TextDelta:
         self.spoke = self.spoke or time.monotonic()
         self.generated += 1
+        if self.tokens is not None:
+            self.tokens.append(event)
         delta = self.text.push(event)
         if self.text.stopped:
             self._end("stop_string")
@@ -121,6 +129,8 @@ class Choice:
         text = "".join(delta.text for delta in given)
         tokens = tuple(token for delta in given for token in delta.tokens)
         text, calls = self._separate(text)
+        if self.tokens is not None:
+            self.said += text
         return Delta(self.index, text, calls, tokens, prompt_tokens, self.finish_reason)
 
     def _separate(self, text: str) -> tuple[str, tuple[ToolCallText, ...]]:
@@ -132,7 +142,7 @@ class Choice:
             pieces = pieces[: first + 1]
             self._end("tool_call")
         calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallText))
-        self.called = self.called or bool(calls)
+        self.calls += len(calls)
         return "".join(piece for piece in pieces if isinstance(piece, str)), calls
 
     def report(self) -> ChoiceReport:
@@ -148,6 +158,11 @@ class Choice:
             decode_seconds=decode,
             preemptions=self.finish.preemptions if self.finish else None,
             ended_by=self.ended_by,
+            confidence={
+                plugin: ConfidenceReport(score=found.score, label=found.label, factors=dict(found.factors))
+                for plugin, found in self.confidence.items()
+            }
+            or None,
         )
 
     def _seconds(self, started: float) -> tuple[float, float]:

@@ -71,6 +71,36 @@ class ContextLengthExceededError(InvalidRequestError):
         )
 
 
+class UnauthorizedError(JackfieldError):
+    """Nobody knows who sends the request."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request's API key is missing or not known here.",
+            suggestions=("Send 'Authorization: Bearer KEY' with a key of this server.",),
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What HTTP wants to be told of the way in."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(JackfieldError):
+    """The sender is known, but may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_permissions"
+
+    def __init__(self, path: str, scope: str) -> None:
+        super().__init__(f"This key is not for {path}.", suggestions=(f"Use a key with the scope {scope!r}.",))
+
+
 class NotFoundError(JackfieldError):
     """No such resource."""
 

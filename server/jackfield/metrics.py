@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jackfield.engine.statistics import Statistics
+from jackfield.hooks.calls import Hooks
 from jackfield.models.registry import Registry
 
 Family = CounterMetricFamily | GaugeMetricFamily
@@ -81,3 +82,23 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """All series, as they stand."""
         return (series.of(self._registry) for series in SERIES)
+
+
+class PluginCollector(Collector):
+    """Reads what plugins have cost."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def collect(self) -> Iterator[Family]:
+        """All series, by plugin and hook: both are the server's own words, so there are few."""
+        labels = ["plugin", "hook"]
+        calls = COUNTER("jackfield_plugin_calls", "Calls of plugins' hooks.", labels=labels)
+        failures = COUNTER("jackfield_plugin_failures", "Calls that failed or took too long.", labels=labels)
+        seconds = COUNTER("jackfield_plugin_seconds", "Seconds spent in plugins' hooks.", labels=labels)
+        for plugin in self._hooks.plugins:
+            for hook, counts in list(plugin.counts.items()):
+                calls.add_metric([plugin.name, hook], counts.calls)
+                failures.add_metric([plugin.name, hook], counts.failures)
+                seconds.add_metric([plugin.name, hook], counts.seconds)
+        yield from (calls, failures, seconds)

@@ -29,6 +29,16 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def _names(value: Any) -> Any:
+    """Names as the environment has them: ``a,b``, or ``none``."""
+    if not isinstance(value, str):
+        return value
+    return [] if value.strip() == "none" else [name.strip() for name in value.split(",") if name.strip()]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
 class Settings(BaseModel):
     """Everything that can be set, with its default."""
 
@@ -66,6 +76,25 @@ class Settings(BaseModel):
     cache_dir: Path = Path(platformdirs.user_cache_dir("jackfield"))
     """Where fetched and converted models are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    context_budget: Annotated[int, Field(ge=16)] | None = None
+    """Conversations of more tokens are made shorter, by plugins that can; by default only those that do not fit."""
+    tool_parser: str = "hermes"
+    """How tool calls are found in an answer's text; plugins bring more than ``hermes``."""
+    slow_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A first token that takes longer is an event, ``slow``."""
+    only_plugins: Names | None = None
+    """Just these plugins, and all of them, or the server does not start; by default whatever is installed. In the
+    environment this is JACKFIELD_PLUGINS; ``none`` stands for no plugins."""
+    disabled_plugins: Names = ()
+    """Plugins that are not to be used."""
+    plugins: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Their settings: a table ``[plugins.NAME]`` each, in the file."""
+    hook_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """How long a plugin may keep a request waiting at each hook."""
+    slow_hook_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """The same for starting and ending, for preparing a model and for compressing a conversation."""
+    max_plugin_failures: Annotated[int, Field(ge=1)] = 5
+    """A plugin that fails so often in a row at one hook is disabled."""
 
 
 def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -94,7 +123,9 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mappin
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     # Other JACKFIELD_* variables belong to others (JACKFIELD_BLAS to the device, plugins' to plugins).
-    names = {f"JACKFIELD_{name.upper()}": name for name in Settings.model_fields}
+    names = {f"JACKFIELD_{name.upper()}": name for name in Settings.model_fields} | {
+        "JACKFIELD_PLUGINS": "only_plugins"
+    }
     return {name: environment[variable] for variable, name in names.items() if environment.get(variable)}
 
 

@@ -3,12 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from jackfield.errors import PayloadTooLargeError
-from jackfield.protocol.parsing import parse
+from jackfield.exchange import Exchange
+from jackfield.protocol.base import JsonObject
+from jackfield.protocol.parsing import load, validate
 from jackfield.protocol.sampling import SamplingRequest
 
 logger = logging.getLogger(__name__)
@@ -19,13 +22,26 @@ Result = TypeVar("Result")
 _logged: set[str] = set()
 
 
-async def read(request: Request, model: type[Model]) -> Model:
-    """The request's body, validated.
+async def read(request: Request, model: type[Model], exchange: Exchange) -> Model:
+    """The request's body, validated, as plugins have it.
 
     Raises:
         InvalidRequestError: it is not what the endpoint takes.
         PayloadTooLargeError: it is larger than the server reads.
     """
+    body = await _whole(request)
+    # A long conversation takes milliseconds to validate; small ones are not worth a thread.
+    document, asked = _read(model, body) if len(body) < 65_536 else await asyncio.to_thread(_read, model, body)
+    exchange.asks(asked)
+    if exchange.hooks.has("transform_request"):
+        check = partial(validate, model)
+        asked = check(await exchange.hooks.transform_request(document, exchange.info, check))
+        exchange.asks(asked)
+    _log_ignored(asked)
+    return asked
+
+
+async def _whole(request: Request) -> bytes:
     body = bytearray()
     limit: int = request.app.state.settings.max_body_bytes
     async for piece in request.stream():
@@ -35,10 +51,12 @@ async def read(request: Request, model: type[Model]) -> Model:
                 f"The request's body is larger than {limit} bytes.",
                 suggestions=("Send less.", "Raise the setting max_body_bytes."),
             )
-    # A long conversation takes milliseconds to validate; small ones are not worth a thread.
-    parsed = parse(model, bytes(body)) if len(body) < 65_536 else await asyncio.to_thread(parse, model, bytes(body))
-    _log_ignored(parsed)
-    return parsed
+    return bytes(body)
+
+
+def _read(model: type[Model], body: bytes) -> tuple[JsonObject, Model]:
+    document = load(body)
+    return document, validate(model, document)
 
 
 def _log_ignored(request: SamplingRequest) -> None:

@@ -1,7 +1,9 @@
 """``POST /v1/chat/completions``."""
 
+import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from jackfield.answer import Answer
 from jackfield.api.generation import engine_requests
 from jackfield.api.reply import Reply, respond
 from jackfield.choice import Delta
+from jackfield.compression import compress
 from jackfield.engine.grammar import Grammar
 from jackfield.engine.request import TokenEvent
 from jackfield.models.registry import ServedModel
@@ -39,6 +42,10 @@ from jackfield.text.tool_calls import HermesCallParser, JsonCallParser, ToolCall
 async def chat_completions(request: Request) -> Response:
     """Go on with a conversation."""
     return await respond(request, ChatCompletionRequest, _ChatReply)
+
+
+ANSWER_ROOM = 1024
+"""Tokens to keep free for an answer when its length is not limited, but no more than a quarter of the context."""
 
 
 def _must_call(asked: ChatCompletionRequest) -> bool:
@@ -113,13 +120,32 @@ class _ChatReply(Reply[ChatCompletionRequest]):
     whole = ChatCompletion
     chunk = ChatCompletionChunk
 
-    def ask(self, arrived: float) -> Answer:
+    async def prepare(self) -> None:
+        """Make the prompt, from less of the conversation if there is too much and a plugin can make it shorter."""
+        tokenizer = self.model.tokenizer
+        self._prompt = await asyncio.to_thread(chat_prompt, self.asked, tokenizer)
+        if len(self._prompt) > self._budget and self.exchange.hooks.has("compress_context"):
+            found = await compress(self.asked, tokenizer, self._budget, self.exchange)
+            if found is not None:
+                self.asked, report = found
+                before, self._prompt = len(self._prompt), await asyncio.to_thread(chat_prompt, self.asked, tokenizer)
+                report.tokens_before, report.tokens_after = before, len(self._prompt)
+        await super().prepare()
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of a conversation that leave room for an answer."""
+        context = self.model.context_length
+        fits = context - min(self.asked.token_limit or ANSWER_ROOM, context // 4)
+        return min(fits, self.settings.context_budget or fits)
+
+    def ask(self) -> Answer:
         requests = engine_requests(
             self.asked,
             self.model,
-            [chat_prompt(self.asked, self.model.tokenizer)],
+            [self._prompt],
+            self.exchange,
             name=self.id,
-            arrived=arrived,
             param="messages",
             top_logprobs=(self.asked.top_logprobs or 0) if self.asked.logprobs else None,
             grammar=_grammar(self.asked, self.model),
@@ -128,11 +154,17 @@ class _ChatReply(Reply[ChatCompletionRequest]):
         return Answer(
             self.model,
             requests,
+            self.exchange,
             self.asked.stops,
             [_parser(self.asked) for _ in requests],
             one_call=self.asked.parallel_tool_calls is False,
             each=len(requests),
         )
+
+    def facts(self) -> dict[str, Any]:
+        roles = Counter(message.role for message in self.asked.messages)
+        own = {"messages": len(self.asked.messages), "roles": dict(roles), "tools": len(self.asked.tools or ())}
+        return super().facts() | own
 
     def choice(self, index: int, parts: Sequence[Delta]) -> ChatChoice:
         text = "".join(part.text for part in parts)
@@ -181,17 +213,19 @@ class _ChatReply(Reply[ChatCompletionRequest]):
     def _logprobs(self, tokens: tuple[TokenEvent, ...]) -> ChatLogprobs | None:
         if not self.asked.logprobs:
             return None
-        return ChatLogprobs(content=[_token_logprob(token, self.model.tokenizer) for token in tokens])
+        top = self.asked.top_logprobs or 0
+        return ChatLogprobs(content=[_token_logprob(token, top, self.model.tokenizer) for token in tokens])
 
 
 def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def _token_logprob(token: TokenEvent, tokenizer: Tokenizer) -> TokenLogprob:
+def _token_logprob(token: TokenEvent, top_logprobs: int, tokenizer: Tokenizer) -> TokenLogprob:
     text, data = _token_text(token.id, tokenizer)
     top = []
-    for other, logprob in token.top:
+    # There may be more, for plugins.
+    for other, logprob in token.top[:top_logprobs]:
         other_text, other_data = _token_text(other, tokenizer)
         top.append(TopLogprob(token=other_text, logprob=logprob, bytes=other_data))
     return TokenLogprob(token=text, logprob=token.logprob or 0.0, bytes=data, top_logprobs=top)

@@ -46,21 +46,21 @@ class _CompletionReply(Reply[CompletionRequest]):
     whole = Completion
     chunk = CompletionChunk
 
-    def ask(self, arrived: float) -> Answer:
+    def ask(self) -> Answer:
         asked, each = self.asked, self.asked.n or 1
         requests = engine_requests(
             asked,
             self.model,
             [_tokens(prompt, self.model) for prompt in asked.prompts],
+            self.exchange,
             name=self.id,
-            arrived=arrived,
             param="prompt",
             top_logprobs=asked.logprobs,
             prompt_logprobs=bool(asked.echo and asked.logprobs is not None),
         )
         self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in range(each)]
         self._offsets = [0] * len(requests)
-        return Answer(self.model, requests, asked.stops, each=each)
+        return Answer(self.model, requests, self.exchange, asked.stops, each=each)
 
     def _echo(self, prompt: str | list[int]) -> str:
         if not self.asked.echo:
@@ -103,7 +103,7 @@ class _CompletionReply(Reply[CompletionRequest]):
     def _top(self, token: TokenEvent) -> dict[str, float] | None:
         if token.logprob is None:
             return None
-        return {self._text(other): logprob for other, logprob in token.top}
+        return {self._text(other): logprob for other, logprob in token.top[: self.asked.logprobs]}
 
     def _text(self, token: int) -> str:
         return self.model.tokenizer.token_bytes(token).decode("utf-8", "replace")

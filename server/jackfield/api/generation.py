@@ -3,12 +3,15 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 from jackfield.engine.grammar import Grammar
 from jackfield.engine.request import GenerationRequest, SamplingParameters
 from jackfield.errors import ContextLengthExceededError, InvalidRequestError
+from jackfield.exchange import Exchange
+from jackfield.hooks.data import TOP_K, Signal
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.sampling import SamplingRequest
 
@@ -17,9 +20,9 @@ def engine_requests(
     body: SamplingRequest,
     model: ServedModel,
     prompts: Sequence[list[int]],
+    exchange: Exchange,
     *,
     name: str,
-    arrived: float,
     param: str,
     top_logprobs: int | None = None,
     prompt_logprobs: bool = False,
@@ -31,8 +34,8 @@ def engine_requests(
         body: what the client sent.
         model: who answers.
         prompts: token ids.
+        exchange: what is known of the request.
         name: the answer's id; its choices are named after it.
-        arrived: when the request came, on ``time.monotonic``'s clock.
         param: the field that holds the prompts.
         top_logprobs: see GenerationRequest.
         prompt_logprobs: see GenerationRequest.
@@ -50,15 +53,24 @@ def engine_requests(
         max_tokens=0,
         sampling=sampling(body, model),
         stop_tokens=_stop_tokens(body, model),
-        top_logprobs=top_logprobs,
+        top_logprobs=_wanted(top_logprobs, exchange.hooks.signals),
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
-        priority=body.priority or 0,
-        deadline=None if body.timeout is None else arrived + body.timeout,
+        entropy="entropy" in exchange.hooks.signals,
+        prepare=partial(exchange.hooks.engine.prepare, exchange.info) if exchange.hooks.engine.wanted else None,
+        priority=(body.priority or 0) + (exchange.info.identity.priority if exchange.info.identity else 0),
+        deadline=None if body.timeout is None else exchange.arrived + body.timeout,
     )
     fitted = [_fit(common, prompt, body.token_limit, model, param) for prompt in prompts]
     each = product(fitted, range(body.n or 1))
     return [_choice(request, number, index) for number, (request, index) in enumerate(each)]
+
+
+def _wanted(top_logprobs: int | None, signals: frozenset[Signal]) -> int | None:
+    """How many of the most likely tokens to report, for the client and for plugins."""
+    if "top_k" in signals:
+        return max(top_logprobs or 0, TOP_K)
+    return 0 if top_logprobs is None and signals else top_logprobs
 
 
 def _fit(

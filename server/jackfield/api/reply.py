@@ -1,11 +1,13 @@
 """What both endpoints do alike: read a request, and send its answer whole or as a stream."""
 
 import asyncio
+import json
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from starlette.requests import Request
@@ -14,12 +16,16 @@ from starlette.responses import Response
 from jackfield.answer import Answer, by_choice
 from jackfield.api import body, sse
 from jackfield.choice import Delta
+from jackfield.errors import JackfieldError
+from jackfield.exchange import Exchange
+from jackfield.hooks.data import TextDelta
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.base import AnswerModel
 from jackfield.protocol.chat import ChatChunkChoice
 from jackfield.protocol.completions import CompletionChunkChoice
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.sampling import SamplingRequest
+from jackfield.settings import Settings
 
 Asked = TypeVar("Asked", bound=SamplingRequest)
 ChunkChoice = ChatChunkChoice | CompletionChunkChoice
@@ -31,22 +37,29 @@ class Reply(ABC, Generic[Asked]):
     Args:
         asked: what the client sent.
         model: who answers.
-        arrived: when the request came, on ``time.monotonic``'s clock.
+        exchange: where it is told how the answer goes.
+        settings: the server's.
     """
 
     prefix: ClassVar[str]
     whole: ClassVar[type[GenerationAnswer]]
     chunk: ClassVar[type[GenerationAnswer]]
+    answer: Answer
 
-    def __init__(self, asked: Asked, model: ServedModel, arrived: float) -> None:
+    def __init__(self, asked: Asked, model: ServedModel, exchange: Exchange, settings: Settings) -> None:
         self.asked = asked
         self.model = model
+        self.exchange = exchange
+        self.settings = settings
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._head: dict[str, Any] = {"id": self.id, "created": int(time.time()), "model": model.id}
-        self.answer = self.ask(arrived)
+
+    async def prepare(self) -> None:
+        """Find out what the engine has to do: templates, tokens and grammars take their time."""
+        self.answer = await asyncio.to_thread(self.ask)
 
     @abstractmethod
-    def ask(self, arrived: float) -> Answer:
+    def ask(self) -> Answer:
         """What the engine has to do."""
 
     @abstractmethod
@@ -61,17 +74,37 @@ class Reply(ABC, Generic[Asked]):
         """What a stream begins with, before there is an answer."""
         yield from ()
 
+    def facts(self) -> dict[str, Any]:
+        """What there is to log of the request, in numbers and names."""
+        requests = self.answer.requests
+        return {
+            "prompt_tokens": sum(len(one.prompt) for one in requests[:: self.answer.each]),
+            "max_tokens": requests[0].max_tokens,
+            "choices": len(requests),
+            "context_length": self.model.context_length,
+        }
+
     async def collect(self) -> GenerationAnswer:
         """The whole answer."""
         try:
             parts = [part async for part in self.answer if isinstance(part, Delta)]
+        except Exception as error:
+            self.exchange.failed(error)
+            raise
         finally:
             self.answer.cancel()
         choices = [self.choice(index, own) for index, own in enumerate(by_choice(parts, len(self.answer.requests)))]
         whole = self.whole(**self._head, choices=choices, usage=self.answer.usage())
-        if self.asked.jackfield:
+        if self.asked.wants_extension:
             whole.jackfield = self.answer.extension()
-        return whole
+        return await self._transformed(whole)
+
+    async def _transformed(self, whole: GenerationAnswer) -> GenerationAnswer:
+        hooks = self.exchange.hooks
+        if not hooks.has("transform_response"):
+            return whole
+        check = self.whole.model_validate
+        return check(await hooks.transform_response(self.exchange.info, json.loads(whole.to_json()), check))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, chunk by chunk."""
@@ -79,11 +112,21 @@ class Reply(ABC, Generic[Asked]):
             yield self._event(piece)
         async with aclosing(sse.deltas(self.answer)) as parts:
             async for part in parts:
-                for event in [part] if isinstance(part, bytes) else map(self._event, self.pieces(part)):
-                    yield event
+                if isinstance(part, bytes):
+                    yield part
+                    continue
+                for piece in self.pieces(await self._transformed_delta(part)):
+                    yield self._event(piece)
         if self._wants_usage and self.answer.ended:
             yield self._event(None)
         yield sse.DONE
+
+    async def _transformed_delta(self, part: Delta) -> Delta:
+        hooks = self.exchange.hooks
+        if not part.text or not hooks.has("transform_delta"):
+            return part
+        delta = await hooks.transform_delta(self.exchange.info, TextDelta(part.index, part.text))
+        return replace(part, text=delta.text)
 
     def _event(self, piece: ChunkChoice | None) -> bytes:
         chunk = self.chunk(**self._head, choices=[piece] if piece else [])
@@ -92,7 +135,7 @@ class Reply(ABC, Generic[Asked]):
             chunk.usage = self.answer.usage()
         elif self._wants_usage:
             chunk.usage = None
-        if self.asked.jackfield and self._is_last(piece):
+        if self.asked.wants_extension and self._is_last(piece):
             chunk.jackfield = self.answer.extension()
         return sse.event(chunk)
 
@@ -108,13 +151,24 @@ class Reply(ABC, Generic[Asked]):
 
 async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]) -> Response:
     """Answer a request."""
-    arrived = time.monotonic()
-    asked = await body.read(request, asks)
-    model = request.app.state.registry.get(asked.model)
-    # Templates, tokens and grammars take their time.
-    prepared = await asyncio.to_thread(reply, asked, model, arrived)
-    prepared.answer.admit()
-    if asked.stream:
-        return sse.respond(prepared.stream(), request.app.state.settings.heartbeat)
+    exchange = Exchange.of(request)
+    try:
+        prepared = await _prepare(request, asks, reply, exchange)
+        prepared.answer.admit()
+    except JackfieldError as error:
+        exchange.failed(error)
+        raise
+    if prepared.asked.stream:
+        return sse.respond(prepared.stream(), prepared.settings.heartbeat)
     completion = await body.unless_gone(request, prepared.collect())
     return Response(completion.to_json(), media_type="application/json")
+
+
+async def _prepare(request: Request, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange) -> Reply[Asked]:
+    asked = await body.read(request, asks, exchange)
+    model = request.app.state.registry.get(asked.model)
+    prepared = reply(asked, model, exchange, request.app.state.settings)
+    await prepared.prepare()
+    exchange.station("received", **prepared.facts())
+    exchange.answered_by("mlx", "the model is served here")
+    return prepared

@@ -54,6 +54,7 @@ async def deltas(answer: Answer) -> AsyncGenerator[Delta | bytes, None]:
                 yield _progress(part)
     except Exception as error:
         failure = _expected(error)
+        answer.exchange.failed(failure)
         if not begun:
             yield event(ErrorEnvelope.model_validate(failure.envelope()))
             return

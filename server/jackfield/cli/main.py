@@ -6,13 +6,19 @@ from typing import Any
 import click
 
 from jackfield import __version__
+from jackfield import settings as configuration
 from jackfield.cli.doctor import doctor
 from jackfield.cli.serve import serve
 from jackfield.errors import JackfieldError
 
 
 class _Group(click.Group):
-    """Shows errors that a user can mend as a message and what to do, without a traceback."""
+    """Shows errors that a user can mend as a message and what to do, without a traceback.
+
+    Sub-commands that plugins bring are looked for only when nobody else has the name, since importing takes its time.
+    """
+
+    _asked = False
 
     def invoke(self, context: click.Context) -> Any:
         """Run the sub-command."""
@@ -23,6 +29,27 @@ class _Group(click.Group):
             for suggestion in error.suggestions:
                 click.echo(f"  - {suggestion}", err=True)
             sys.exit(1)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The sub-command of that name."""
+        return (
+            super().get_command(context, name) or (self._ask_plugins() and super().get_command(context, name)) or None
+        )
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All names, for --help."""
+        self._ask_plugins()
+        return super().list_commands(context)
+
+    def _ask_plugins(self) -> bool:
+        """Let plugins add theirs; False if they have already."""
+        if self._asked:
+            return False
+        from jackfield.hooks.discovery import discover_commands  # noqa: PLC0415 - see above
+
+        self._asked = True
+        discover_commands(configuration.load({}), self)
+        return True
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -32,23 +32,28 @@ Examples:
 @click.option("--kv-bits", help="Quantize keys and values to 8 or 4 bits.")
 @click.option("--memory-limit", help="The most memory to use, such as 25GB.  [default: what the device has]")
 @click.option("--log-level", help="debug, info, warning or error.  [default: info]")
+@click.option("--disable-plugin", "disabled_plugins", multiple=True, help="Do without this plugin; may be repeated.")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with settings.")
 def serve(config: Path | None, **flags: Any) -> None:
     """Serve a model to OpenAI clients.
 
     Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file.
     """
+    flags["disabled_plugins"] = flags["disabled_plugins"] or None
     settings = configuration.load(flags, config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # In this order, and before anything else imports MLX.
     load_blas()
     import_mlx_lm()
     from jackfield.cli.server import run  # noqa: PLC0415
-    from jackfield.models.sources import resolve  # noqa: PLC0415
+    from jackfield.hooks.discovery import discover  # noqa: PLC0415
+    from jackfield.models.sources import SOURCES, resolve  # noqa: PLC0415
 
-    listener = _listen(settings)
-    folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress())
-    asyncio.run(run(settings, folder, listener))
+    hooks = discover(settings)
+    with _listen(settings) as listener:
+        sources = (*hooks.model_sources(), *SOURCES)
+        folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress(), sources=sources)
+        asyncio.run(run(settings, folder, listener, hooks))
 
 
 def _listen(settings: Settings) -> socket.socket:

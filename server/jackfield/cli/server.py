@@ -9,9 +9,11 @@ from pathlib import Path
 
 import click
 import uvicorn
+from starlette.applications import Starlette
 
 from jackfield.app import create_app
 from jackfield.events import EventBus
+from jackfield.hooks.calls import Hooks
 from jackfield.models.registry import Registry
 from jackfield.models.service import open_model
 from jackfield.settings import Settings
@@ -36,24 +38,30 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-async def run(settings: Settings, folder: Path, listener: socket.socket) -> None:
+async def run(settings: Settings, folder: Path, listener: socket.socket, hooks: Hooks) -> None:
     """Serve the model in ``folder`` until a signal comes.
 
     Raises:
         ModelLoadError: the model cannot be served; the port has not been opened then.
+        ConfigurationError: plugins cannot be served as they are.
     """
-    model = await open_model(settings, folder, EventBus(), tell)
-    host, port = listener.getsockname()[:2]
-    listener.listen(BACKLOG)
-    tell(f"Serving {model.id} on http://{host}:{port}/v1")
-    app = create_app(settings, Registry([model]))
-    config = uvicorn.Config(
-        app, log_config=None, access_log=settings.log_level == "debug", lifespan="off", backlog=BACKLOG
-    )
+    events = EventBus()
+    model = await open_model(settings, folder, events, tell, hooks.engine)
     try:
-        await _Server(config).serve(sockets=[listener])
+        app = create_app(settings, Registry([model]), hooks, events)
+        host, port = listener.getsockname()[:2]
+        app.state.host.url = f"http://{host}:{port}"
+        async with app.router.lifespan_context(app):
+            listener.listen(BACKLOG)
+            tell(f"Serving {model.id} on http://{host}:{port}/v1")
+            await _Server(_config(app, settings)).serve(sockets=[listener])
     finally:
         await model.engine.stop()
+
+
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    access_log = settings.log_level == "debug"
+    return uvicorn.Config(app, log_config=None, access_log=access_log, lifespan="off", backlog=BACKLOG)
 
 
 def tell(line: str) -> None:

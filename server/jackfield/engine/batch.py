@@ -5,6 +5,7 @@ grammar masks are worked out on the host while the model runs. A row that turns 
 computed once for nothing, which is cheaper than making the model wait for the host at every step.
 """
 
+import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +15,7 @@ import mlx.core as mx
 from jackfield.engine.grammar import GrammarMasks
 from jackfield.engine.kv_cache import PromptSlice
 from jackfield.engine.logprobs import Logprobs, logprobs, token_events
-from jackfield.engine.request import FinishReason, LogitsProcessor, TokenEvent
+from jackfield.engine.request import FinishReason, GenerationRequest, LogitsProcessor, TokenEvent
 from jackfield.engine.runner import Cache, Runner
 from jackfield.engine.sampling import Adjustments, Sampler
 from jackfield.engine.sequence import Sequence
@@ -56,6 +57,14 @@ class DecodeBatch:
         """Bytes of the rows' caches."""
         return self._caches.nbytes
 
+    def nbytes_ahead(self, joining: Many[int] = ()) -> int:
+        """The most on the way to one more position in every row, and in rows of these lengths that join."""
+        return self._caches.nbytes_ahead(joining)
+
+    def trim(self) -> None:
+        """Give back what the rows' caches do not need."""
+        self._caches.trim()
+
     def join(self, sequence: Sequence) -> None:
         """Take in a sequence whose caches hold its tokens but for the last one."""
         tokens = sequence.tokens
@@ -88,13 +97,14 @@ class DecodeBatch:
     def read(self) -> list[Step]:
         """The tokens that the model is running on, as far as they were generated; waits for them."""
         tokens = cast(list[int], self._tokens.tolist())
-        scored = self._read_scores(tokens)
+        now = time.monotonic()
+        scored = self._read_scores(tokens, now)
         self._find_broken()
         generated = [token if sampled else None for token, sampled in zip(tokens, self._sampled, strict=True)]
         self._adjustments.follow(generated)
         self._sampled = [True] * len(self)
         return [
-            self._step(sequence, scored.get(row) or TokenEvent(token))
+            self._step(sequence, scored.get(row) or TokenEvent(token, time=now))
             for row, (sequence, token) in enumerate(zip(self.sequences, generated, strict=True))
             if token is not None
         ]
@@ -114,7 +124,7 @@ class DecodeBatch:
                 sequence.suspect = True
         self._broken = None
 
-    def _read_scores(self, tokens: Many[int]) -> dict[int, TokenEvent]:
+    def _read_scores(self, tokens: Many[int], now: float) -> dict[int, TokenEvent]:
         if self._scores is None:
             return {}
         sequences, scores = self._scores
@@ -123,7 +133,7 @@ class DecodeBatch:
         rows = [row_of.get(id(sequence)) for sequence in sequences]
         events = token_events([0 if row is None else tokens[row] for row in rows], scores)
         return {
-            row: TokenEvent(event.id, event.logprob, event.top[: self.sequences[row].request.top_logprobs])
+            row: _as_asked(event, self.sequences[row].request, now)
             for row, event in zip(rows, events, strict=True)
             if row is not None
         }
@@ -164,7 +174,7 @@ class DecodeBatch:
         # Any logit that is not a number makes the sum one; in float32, since float16 overflows.
         self._broken = mx.isnan(mx.sum(self._logits.astype(mx.float32), axis=-1))
         logits = masks(self._process(self._adjustments(self._logits)))
-        self._tokens = sampler(logits, [len(s.answer) for s in self.sequences])
+        self._tokens = self._sample_otherwise(sampler(logits, [len(s.answer) for s in self.sequences]), logits)
         self._score(self._logits)
         self._logits = None
         mx.async_eval(self._tokens, self._broken, *(self._scores[1] if self._scores else ()))
@@ -182,13 +192,29 @@ class DecodeBatch:
                     sequence.failure = EngineError(f"A logits processor failed: {error!r}")
         return mx.stack(rows)
 
+    def _sample_otherwise(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """The tokens, with those that requests have samplers of their own for chosen by these."""
+        for row, sequence in enumerate(self.sequences):
+            own = sequence.request.sampler(logits[row]) if sequence.request.sampler else None
+            if own is not None:
+                tokens[row] = own
+        return tokens
+
     def _score(self, logits: mx.array) -> None:
         rows = [row for row, s in enumerate(self.sequences) if s.request.top_logprobs is not None]
         if not rows:
             return
         index = mx.array(rows)
-        top = max(self.sequences[row].request.top_logprobs or 0 for row in rows)
-        self._scores = [self.sequences[row] for row in rows], logprobs(logits[index], self._tokens[index], top)
+        scored = [self.sequences[row] for row in rows]
+        top = max(s.request.top_logprobs or 0 for s in scored)
+        entropy = any(s.request.entropy for s in scored)
+        self._scores = scored, logprobs(logits[index], self._tokens[index], top, entropy=entropy)
+
+
+def _as_asked(event: TokenEvent, request: GenerationRequest, now: float) -> TokenEvent:
+    """Without what others in the batch asked for."""
+    entropy = event.entropy if request.entropy else None
+    return TokenEvent(event.id, event.logprob, event.top[: request.top_logprobs], entropy, now)
 
 
 def _processed(processor: LogitsProcessor, sequence: Sequence, logits: mx.array) -> mx.array:

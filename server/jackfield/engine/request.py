@@ -26,9 +26,13 @@ LogitsProcessor = Callable[["tuple[int, ...]", "mx.array"], "mx.array"]
 """Takes a sequence's tokens (prompt and answer) and its next logits, float [vocabulary], and answers logits like
 them. Runs on the engine thread at every step; when it raises, that one request ends with an error."""
 
-TokenSampler = Callable[["mx.array"], "mx.array"]
+TokenSampler = Callable[["mx.array"], "mx.array | None"]
 """Takes one sequence's next logits, float [vocabulary], with penalties, processors and masks applied, and answers the
-id of the token to take, an integer []. Runs on the engine thread at every step, in place of the built-in sampler."""
+id of the token to take, an integer [], or None to leave it to the built-in sampler. Runs on the engine thread at every
+step."""
+
+Prepare = Callable[["GenerationRequest"], "GenerationRequest"]
+"""Completes a request on the engine thread, where processors and samplers may make arrays of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,11 @@ class GenerationRequest:
     """Also report the log probabilities of the prompt's own tokens."""
     grammar: "Grammar | None" = None
     processors: tuple[LogitsProcessor, ...] = ()
+    sampler: TokenSampler | None = None
+    entropy: bool = False
+    """Report the entropy of each token's distribution, together with its log probability."""
+    prepare: Prepare | None = None
+    """Called once, when the request gets to the engine."""
     priority: int = 0
     """Lower ones go first; a second of waiting counts as one less, so that nobody waits for ever."""
     deadline: float | None = None
@@ -117,7 +126,7 @@ class TokenEvent:
     """The most likely (token id, log probability), best first."""
     entropy: float | None = None
     """Of the whole distribution, in nats."""
-    time: float = 0.0
+    time: float = field(default=0.0, compare=False)
     """When it was known, on ``time.monotonic``'s clock."""
 
 

@@ -15,7 +15,7 @@ from jackfield.engine.memory import CAREFUL_SECONDS, is_out_of_memory
 from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest
 from jackfield.engine.scheduler import Events
 from jackfield.engine.statistics import Statistics
-from jackfield.engine.worker import LOOK_SECONDS, Cancel, Load, Submit, Worker
+from jackfield.engine.worker import LOOK_SECONDS, Cancel, HeldUpError, Load, Overdue, Submit, Worker
 from jackfield.errors import EngineError, MemoryPressureError, QueueFullError, UnavailableError
 from jackfield.events import Event, EventBus, EventKind, Level
 
@@ -53,6 +53,8 @@ class Engine:
         load_seconds: so does loading again; the first time may take as long as it likes.
         events: who hears of failures.
         name: the model's, for events.
+        overdue: asked again and again whether something else on the engine's thread hangs, and what; once it has
+            said so, that thread is replaced.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Engine:
         load_seconds: float | None = None,
         events: EventBus | None = None,
         name: str = "",
+        overdue: Overdue = lambda: None,
     ) -> None:
         self._load = load
         self._capacity = capacity
@@ -71,6 +74,7 @@ class Engine:
         self._load_seconds = load_seconds or max(LOAD_SECONDS, stall_seconds)
         self._events = events or EventBus()
         self._name = name
+        self._overdue = overdue
         self._waiting: dict[str, Deliver] = {}
         self._reserved: dict[str, float] = {}
         """When requests were admitted that have not been submitted yet."""
@@ -92,17 +96,27 @@ class Engine:
         Raises:
             ModelLoadError: whatever ``load`` raised.
         """
+        while not await self._start_first():
+            pass
+        self._employed = time.monotonic()
+        self.state = "ready"
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _start_first(self) -> bool:
+        """False if something else held the worker up, which it will not do again."""
         worker = self._employ()
         try:
-            await worker.start()
+            await worker.start(overdue=self._overdue)
+        except HeldUpError as error:
+            worker.abandon()
+            logger.error("The model is loaded again: %s.", error)
+            return False
         except BaseException:
             worker.abandon()
             if self.state != "stopped":
                 self.state = "failed"
             raise
-        self._employed = time.monotonic()
-        self.state = "ready"
-        self._watching = asyncio.create_task(self._watch())
+        return True
 
     async def stop(self) -> None:
         """End the thread; what is still being generated ends with an error. Harmless whatever the state."""
@@ -233,6 +247,8 @@ class Engine:
         self._tell_pressure()
         if worker is None or worker.abandoned or not worker.alive:
             await self._replace(worker, "it died")
+        elif reason := self._overdue():
+            await self._replace(worker, reason)
         elif self._hangs(worker):
             await self._replace(worker, f"a step took longer than {self._stall_seconds:g} seconds")
 
@@ -260,7 +276,7 @@ class Engine:
         self._failures += 1
         worker = self._employ(fresh=fresh)
         try:
-            await worker.start(self._load_seconds, self._stall_seconds)
+            await worker.start(self._load_seconds, self._stall_seconds, self._overdue)
         except Exception as error:
             logger.exception("The engine cannot be started again; another attempt follows.")
             self._learn_from(error)

@@ -61,6 +61,14 @@ Load = Callable[[bool], Scheduler]
 """Makes a scheduler; told whether to do so afresh, with nothing of what earlier ones used."""
 
 
+Overdue = Callable[[], str | None]
+"""Tells what hangs on the engine's thread besides the engine itself, if anything does."""
+
+
+class HeldUpError(Exception):
+    """Something else than the engine hangs on its thread."""
+
+
 class Listener(Protocol):
     """Who hears from a worker, on the event loop."""
 
@@ -104,10 +112,13 @@ class Worker:
         self.error: Exception | None = None
         """What the thread died of."""
 
-    async def start(self, load_seconds: float = math.inf, stall_seconds: float = math.inf) -> None:
+    async def start(
+        self, load_seconds: float = math.inf, stall_seconds: float = math.inf, overdue: Overdue = lambda: None
+    ) -> None:
         """Returns when a token was generated.
 
         Raises:
+            HeldUpError: ``overdue`` says that something hangs.
             TimeoutError: it took more than ``load_seconds``, or more than ``stall_seconds`` for that token.
             Exception: whatever loading raised.
         """
@@ -117,6 +128,8 @@ class Worker:
             await asyncio.wait([self._loaded], timeout=min(LOOK_SECONDS, load_seconds / 4, stall_seconds / 4))
             if not self._loaded.done() and (time.monotonic() > deadline or self.busy_for() > stall_seconds):
                 raise TimeoutError("loading takes too long")
+            if not self._loaded.done() and (reason := overdue()):
+                raise HeldUpError(reason)
         if self.abandoned:
             raise RuntimeError("given up while loading")
         if not self.loaded:
@@ -186,6 +199,7 @@ class Worker:
                 scheduler.guard.exhausted()
             self._busy_since = time.monotonic()
             probe(scheduler)
+            scheduler.rest()
         except BaseException as error:  # also the panics of extensions written in Rust
             return without_frames(error)
         finally:
@@ -250,7 +264,7 @@ class Worker:
             self._busy_since = time.monotonic()
             match message:
                 case Submit(request):
-                    scheduler.submit(request)
+                    scheduler.submit(request.prepare(request) if request.prepare else request)
                 case Cancel(request_ids):
                     scheduler.cancel(request_ids)
                 case Stop():

@@ -2,12 +2,14 @@
 
 import gc
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
 
 from jackfield.engine.blocks import stateful
@@ -20,6 +22,7 @@ from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
 from jackfield.errors import ModelLoadError
 from jackfield.events import EventBus
+from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
 from jackfield.models.device import Device, describe, detect_device, load_blas
 from jackfield.models.folder import read_json
@@ -38,17 +41,25 @@ Tell = Callable[[str], None]
 """Shows a line to whoever started the server."""
 
 
-async def open_model(settings: Settings, folder: Path, events: EventBus, tell: Tell) -> ServedModel:
-    """Load the model in ``folder`` and generate a first token with it.
+async def open_model(
+    settings: Settings, folder: Path, events: EventBus, tell: Tell, hooks: EngineHooks | None = None
+) -> ServedModel:
+    """Load the model in ``folder`` and generate a first token with it; ``hooks`` may prepare it.
 
     Raises:
         ModelLoadError: it cannot be served.
     """
     tokenizer = Tokenizer(folder)
     name = model_id(settings.model)
-    load = SchedulerLoader(settings, folder, tell)
-    capacity = settings.max_batch + settings.max_queue
-    engine = Engine(load, capacity, stall_seconds=settings.stall_seconds, events=events, name=name)
+    load = SchedulerLoader(settings, folder, tell, hooks)
+    engine = Engine(
+        load,
+        settings.max_batch + settings.max_queue,
+        stall_seconds=settings.stall_seconds,
+        events=events,
+        name=name,
+        overdue=hooks.overdue if hooks else lambda: None,
+    )
     await engine.start()
     return ServedModel(
         id=name,
@@ -69,10 +80,12 @@ def model_id(name: str) -> str:
 class SchedulerLoader:
     """Makes the engine's scheduler, on the engine's thread, and again whenever that thread has to be replaced."""
 
-    def __init__(self, settings: Settings, folder: Path, tell: Tell) -> None:
+    def __init__(self, settings: Settings, folder: Path, tell: Tell, hooks: EngineHooks | None = None) -> None:
         self._settings = settings
         self._folder = folder
         self._tell = tell
+        self._hooks = hooks
+        self._thread: threading.Thread
         self._device: Device
         self._network: Network | None = None
         self._disk: DiskCache | None = None
@@ -85,6 +98,7 @@ class SchedulerLoader:
         Raises:
             ModelLoadError: it cannot be served.
         """
+        self._thread = threading.current_thread()
         if self._network is not None:
             self._clean_up(fresh=fresh)
         network = self._network = self._network or self._read()
@@ -104,14 +118,27 @@ class SchedulerLoader:
         mx.clear_cache()
 
     def _read(self) -> Network:
+        try:
+            return self._load()
+        except UnpreparedError:
+            # What that plugin may have left in pieces is gone, and so is the plugin.
+            return self._read()
+
+    def _load(self) -> Network:
         settings = self._settings
         self._device = detect_device(load_blas())
-        network = load_network(self._folder, self._device, dtype=settings.dtype, prepare=cpu.prepare)
+        network = load_network(self._folder, self._device, dtype=settings.dtype, prepare=self._prepare)
+        if threading.current_thread() is not self._thread:
+            raise RuntimeError("given up while loading: another thread has taken over")
         self._tell(describe(self._device, network.dtype))
         self.plan = self._plan(network)
         for line in self.plan.lines():
             self._tell(line)
         return network
+
+    def _prepare(self, *, model: nn.Module, config: dict[str, Any], device: Device) -> nn.Module:
+        prepared = cpu.prepare(model=model, config=config, device=device)
+        return self._hooks.prepare_model(model=prepared, config=config, device=device) if self._hooks else prepared
 
     def _plan(self, network: Network) -> MemoryPlan:
         settings = self._settings

@@ -1,11 +1,11 @@
 """What Jackfield says about an answer beyond OpenAI's words, to clients that ask for it with ``jackfield: true``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.base import AnswerModel, JsonObject
 
 EndedBy = Literal["stop", "stop_string", "tool_call", "length", "timeout", "error"]
 MissReason = Literal["new", "diverged", "evicted", "damaged", "short", "no_snapshot", "scored", "off"]
@@ -45,8 +45,30 @@ class CacheReport(AnswerModel):
         )
 
 
+class ConfidenceReport(AnswerModel):
+    """How far an answer can be trusted, in one plugin's opinion."""
+
+    score: float
+    """From 0 to 1."""
+    label: str
+    factors: dict[str, float]
+    """What the score was made of."""
+
+
+class CompressionReport(AnswerModel):
+    """How the conversation was made shorter before the model saw it."""
+
+    plugin: str
+    tokens_before: int
+    tokens_after: int
+    report: JsonObject
+    """What the plugin says of it."""
+
+
 class ChoiceReport(AnswerModel):
     """How one choice came about."""
+
+    never_null: ClassVar = ("confidence",)
 
     index: int
     cache: CacheReport | None
@@ -57,9 +79,19 @@ class ChoiceReport(AnswerModel):
     preemptions: int | None
     """None when the answer was cut here, at a stop string or a call, so that the engine did not say."""
     ended_by: EndedBy
+    confidence: dict[str, ConfidenceReport] | None = None
+    """By plugin; absent when none has an opinion."""
 
 
 class Extension(AnswerModel):
     """All there is to say about an answer; clients must expect more keys here."""
 
+    never_null: ClassVar = ("compression",)
+
+    request_id: str
+    """As in the header ``X-Request-ID``."""
+    backend: str
+    """Who answered."""
     choices: list[ChoiceReport]
+    compression: CompressionReport | None = None
+    """Absent when the model saw the whole conversation."""

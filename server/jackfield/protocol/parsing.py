@@ -21,7 +21,11 @@ MAX_DEPTH = 128
 
 def parse(model_class: type[T], body: bytes) -> T:
     """Validate a request's body; whatever is wrong with it, `InvalidRequestError` says so."""
-    document = load(body)
+    return validate(model_class, load(body))
+
+
+def validate(model_class: type[T], document: dict[str, Any]) -> T:
+    """The same for a document that has been read."""
     try:
         return model_class.model_validate(document)
     except ValidationError as error:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, StringConstraints, Tag, model_validator
 
-from jackfield.protocol.base import Integral, RequestModel, Text, by_kind, refusal
+from jackfield.protocol.base import Integral, JsonObject, RequestModel, Text, by_kind, refusal
 from jackfield.protocol.streaming import StreamOptions
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -24,6 +24,10 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[
     Annotated[Text, Tag("=string")] | Annotated[list[Text], Field(max_length=64), Tag("=array")],
     by_kind({str: "=string", list: "=array"}, "a string or an array of strings"),
+]
+ExtensionWanted = Annotated[
+    Annotated[bool, Tag("=boolean")] | Annotated[dict[str, JsonObject], Tag("=object")],
+    by_kind({bool: "=boolean", dict: "=object"}, "true, false or an object with options for plugins"),
 ]
 
 
@@ -57,8 +61,8 @@ class SamplingRequest(RequestModel):
     """Lower goes first."""
     timeout: Timeout | None = None
     """Seconds from the request's arrival to the end of its answer."""
-    jackfield: bool | None = None
-    """Send an `Extension` with the answer."""
+    jackfield: ExtensionWanted | None = None
+    """Send an `Extension` with the answer; an object also says something to plugins, each by its name."""
     user: str | None = None
     cache_prompt: bool | None = None
 
@@ -66,6 +70,11 @@ class SamplingRequest(RequestModel):
     def stops(self) -> tuple[str, ...]:
         """The stop strings, however they were written."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def wants_extension(self) -> bool:
+        """Whether the answer is to say how it came about."""
+        return self.jackfield is not None and self.jackfield is not False
 
     @property
     def token_limit(self) -> int | None:

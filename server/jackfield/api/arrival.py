@@ -1,0 +1,79 @@
+"""What happens to every request before anything else: it gets an id, and somebody may ask who sends it."""
+
+import re
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jackfield.errors import ForbiddenError, JackfieldError
+from jackfield.exchange import new_request_id
+from jackfield.hooks.calls import Hooks
+from jackfield.hooks.data import Identity
+
+OPEN = frozenset({"/health", "/ready"})
+"""Whoever watches over the server needs no key."""
+
+SCOPES = {"/chat/completions": "inference", "/completions": "inference", "/models": "inference", "/metrics": "metrics"}
+"""What a key must be for; everything else needs ``admin``, which stands for all of them."""
+
+_SANE = re.compile(r"[\x21-\x7e]{1,128}")
+"""A client's own id goes into logs and headers, so it must be short and visible."""
+
+
+class Arrival:
+    """Names each request and asks the plugins who sends it: ``request_id`` and ``identity`` of ``request.state``."""
+
+    def __init__(self, app: ASGIApp, hooks: Hooks) -> None:
+        self._app = app
+        self._hooks = hooks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        name = connection.state.request_id = _request_id(connection)
+        connection.state.identity = None
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                MutableHeaders(scope=message)["X-Request-ID"] = name
+            await send(message)
+
+        if scope["path"] not in OPEN and self._hooks.has("authenticate"):
+            try:
+                connection.state.identity = await self._identify(connection)
+            except JackfieldError as error:
+                await _refuse(error, scope, receive, send_with_id)
+                return
+        await self._app(scope, receive, send_with_id)
+
+
+    async def _identify(self, connection: HTTPConnection) -> Identity | None:
+        identity = await self._hooks.authenticate(connection)
+        scope = _scope(connection.url.path)
+        if identity is not None and not identity.scopes & {scope, "admin"}:
+            raise ForbiddenError(connection.url.path, scope)
+        return identity
+
+
+def _scope(path: str) -> str:
+    """The scope that a path needs."""
+    path = path.removeprefix("/v1")
+    return SCOPES.get("/models" if path.startswith("/models/") else path, "admin")
+
+
+def _request_id(connection: HTTPConnection) -> str:
+    own = connection.headers.get("x-request-id", "")
+    return own if _SANE.fullmatch(own) else new_request_id()
+
+
+async def _refuse(error: JackfieldError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        # Before it is accepted, closing a WebSocket is answered with 403.
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+        return
+    await JSONResponse(error.envelope(), error.status, headers=error.headers)(scope, receive, send)

@@ -1,0 +1,155 @@
+"""One request and its answer, as plugins are told of it: stations for those who log, ends for those who watch."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from jackfield.engine.request import TokenEvent
+from jackfield.errors import InvalidRequestError, JackfieldError
+from jackfield.events import Event, EventBus, Level
+from jackfield.hooks.calls import Hooks
+from jackfield.hooks.data import LogRecord, RecordKind, RequestInfo
+from jackfield.protocol.extension import CompressionReport
+from jackfield.protocol.sampling import SamplingRequest
+
+
+def new_request_id() -> str:
+    """``req_<seconds since 1970>_<8 hex digits>``."""
+    return f"req_{int(time.time())}_{secrets.token_hex(4)}"
+
+
+@dataclass
+class Exchange:
+    """One request on its way through the server.
+
+    Args:
+        info: what is known of it.
+        hooks: the plugins.
+        events: who hears how it ended.
+        slow_seconds: a first token that takes longer is an event.
+    """
+
+    info: RequestInfo
+    hooks: Hooks
+    events: EventBus
+    slow_seconds: float
+    arrived: float = field(default_factory=time.monotonic)
+    compression: CompressionReport | None = None
+    backend: str = ""
+    first_token_seconds: float | None = None
+    _ended: bool = False
+
+    @classmethod
+    def of(cls, request: HTTPConnection) -> "Exchange":
+        """A request that has just arrived."""
+        state, arrived = request.app.state, request.state
+        endpoint = request.url.path.removeprefix("/v1")
+        info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
+        return cls(info, state.hooks, state.events, state.settings.slow_seconds)
+
+    def asks(self, asked: SamplingRequest) -> None:
+        """What the client wants has been read.
+
+        Raises:
+            InvalidRequestError: it has options for a plugin that is not there.
+        """
+        options = asked.jackfield if isinstance(asked.jackfield, dict) else {}
+        for name in options:
+            self._check_plugin(name)
+        self.info = replace(self.info, model=asked.model, stream=bool(asked.stream), options=options)
+
+    def _check_plugin(self, name: str) -> None:
+        plugin = self.hooks.named(name)
+        if plugin is None or not plugin.active:
+            active = [plugin.name for plugin in self.hooks.plugins if plugin.active]
+            raise InvalidRequestError(
+                f"There is no plugin {name!r} at work here.",
+                param=f"jackfield.{name}",
+                code="invalid_value",
+                suggestions=(f"Use one of: {', '.join(active)}." if active else "Send true instead of an object.",),
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since the request arrived."""
+        return time.monotonic() - self.arrived
+
+    # --- Stations ------------------------------------------------------------------------------------------------
+
+    def station(self, kind: RecordKind, **data: Any) -> None:
+        """Tell those who log."""
+        if self.hooks.has("log_record"):
+            self.hooks.log(LogRecord(kind, self.info, data))
+
+    def answered_by(self, backend: str, reason: str) -> None:
+        """Somebody was chosen to answer."""
+        self.backend = backend
+        self.station("backend", backend=backend, reason=reason)
+
+    def fell_back(self, failed: str, backend: str, reason: str) -> None:
+        """Who was to answer could not, and somebody else does."""
+        self.station("fallback", **{"from": failed, "to": backend, "reason": reason})
+        self.backend = backend
+        title = f"{failed} could not answer, so {backend} does."
+        self._tell("backend_fallback", "warning", title, {"from": failed, "to": backend, "reason": reason})
+
+    def generated(self, choice: int, tokens: Sequence[TokenEvent], *, waited: float, cached: int) -> None:
+        """A choice has more tokens."""
+        if self.first_token_seconds is None:
+            self._spoke(waited, cached)
+        self.hooks.observe_tokens(self.info, choice, tokens)
+
+    def _spoke(self, waited: float, cached: int) -> None:
+        seconds = self.first_token_seconds = self.seconds
+        self.station("first_token", seconds=seconds, queue_seconds=waited, cached_tokens=cached)
+        if seconds > self.slow_seconds:
+            data = {"first_token_seconds": seconds, "queue_seconds": waited}
+            self._tell("slow", "warning", f"The first token took {seconds:.1f} seconds.", data)
+
+    # --- Ends: the first one counts ------------------------------------------------------------------------------
+
+    def completed(self, **data: Any) -> None:
+        """The answer is whole."""
+        if self._ends():
+            told = {**data, "seconds": self.seconds, "first_token_seconds": self.first_token_seconds}
+            told |= {"backend": self.backend}
+            compression = self.compression.model_dump() if self.compression else None
+            self.station("completed", **told, compression=compression)
+            self._tell("completed", "info", f"Answered in {told['seconds']:.2f} seconds.", told)
+
+    def failed(self, error: Exception) -> None:
+        """There is no answer, or not all of it."""
+        if not self._ends():
+            return
+        known = error if isinstance(error, JackfieldError) else JackfieldError("The server failed unexpectedly.")
+        data = {
+            "status": known.status,
+            "code": known.error_code,
+            "type": known.type,
+            "message": known.message,
+            "suggestions": known.suggestions,
+            "seconds": self.seconds,
+        }
+        self.station("failed", **data)
+        level: Level = "error" if known.status >= 500 else "warning"
+        # Messages may quote the request.
+        told = {name: data[name] for name in ("status", "code", "type", "seconds")}
+        self._tell("failed", level, f"A request failed: {known.error_code or known.type}.", told)
+
+    def cancelled(self, completion_tokens: int) -> None:
+        """Nobody waits for the answer any more."""
+        if self._ends():
+            data = {"completion_tokens": completion_tokens, "seconds": self.seconds}
+            self.station("cancelled", **data)
+            self._tell("cancelled", "info", "The client hung up.", data)
+
+    def _ends(self) -> bool:
+        ends, self._ended = not self._ended, True
+        return ends
+
+    def _tell(self, kind: str, level: Level, title: str, data: Mapping[str, Any]) -> None:
+        self.events.emit(Event(kind, level, title, self.info.model, self.info.id, data))

@@ -1,0 +1,229 @@
+"""Calls plugins' hooks: one by one, isolated, timed and counted."""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pluggy
+
+from jackfield.hooks.plugin import Plugin
+from jackfield.hooks.specs import PROJECT, Sockets
+
+logger = logging.getLogger(__name__)
+
+FAIL_CLOSED = frozenset({"authenticate"})
+"""Hooks that go on being called however often they fail: without them everybody would get in."""
+
+
+Check = Callable[[Any], Any]
+"""Raises what is wrong with an answer, or makes something of it."""
+
+
+def _anything(answer: Any) -> Any:
+    return answer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Implementation:
+    """One plugin's function for one hook."""
+
+    plugin: Plugin
+    hook: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    """Those it takes."""
+    is_async: bool
+
+    def bind(self, given: Mapping[str, Any]) -> Callable[[], Any]:
+        """The call with all that it takes."""
+        return partial(self.function, **{name: given[name] for name in self.arguments})
+
+
+class PluginError(Exception):
+    """A plugin answered something that its hook does not allow."""
+
+
+class Dispatcher:
+    """All implementations of all hooks, in the order they are called.
+
+    Args:
+        plugins: those that could be loaded.
+        max_failures: so many failures in a row at one hook disable a plugin.
+        seconds: how long a hook may take, unless ``limits`` says otherwise.
+        limits: the same for single hooks.
+    """
+
+    def __init__(
+        self, plugins: Iterable[Plugin], *, max_failures: int, seconds: float, limits: Mapping[str, float]
+    ) -> None:
+        self._max_failures = max_failures
+        self._seconds = seconds
+        self._limits = limits
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Sockets)
+        self._bound: dict[str, tuple[Implementation, ...]] = {}
+        self.on_disabled: Callable[[Plugin, str], None] = lambda plugin, reason: None
+        """Hears of plugins that were disabled, on whatever thread that happened."""
+        for plugin in plugins:
+            self._plug_in(plugin)
+        self._bind({plugin.name: plugin for plugin in plugins})
+
+    def _plug_in(self, plugin: Plugin) -> None:
+        self._manager.register(plugin.object, plugin.name)
+        callers = self._manager.get_hookcallers(plugin.object) or []
+        known = [caller.name for caller in callers if caller.spec is not None]
+        unknown = sorted({caller.name for caller in callers} - set(known))
+        if unknown:
+            self._refuse(plugin, f"It implements {unknown[0]!r}, which is no hook.")
+        elif wrapper := _wrapper(plugin, callers):
+            self._refuse(plugin, f"It wraps {wrapper!r}, and hooks cannot be wrapped here.")
+        else:
+            plugin.hooks = tuple(sorted(known))
+
+    def _refuse(self, plugin: Plugin, why: str) -> None:
+        self._manager.unregister(plugin.object)
+        plugin.errors.append(why)
+        plugin.state = "failed"
+        logger.error("Plugin %s is left out: %s", plugin.name, why)
+
+    def _bind(self, plugins: Mapping[str, Plugin]) -> None:
+        for name in vars(self._manager.hook):
+            if name.startswith("_"):
+                continue
+            caller: pluggy.HookCaller = getattr(self._manager.hook, name)
+            # pluggy has the first to be called at the end.
+            self._bound[name] = tuple(
+                Implementation(
+                    plugins[found.plugin_name],
+                    name,
+                    found.function,
+                    tuple(found.argnames),
+                    inspect.iscoroutinefunction(found.function),
+                )
+                for found in reversed(caller.get_hookimpls())
+            )
+
+    def of(self, hook: str) -> Iterator[Implementation]:
+        """Who implements a hook and is to be called."""
+        for implementation in self._bound.get(hook, ()):
+            if implementation.plugin.active or hook in FAIL_CLOSED:
+                yield implementation
+
+    def has(self, hook: str) -> bool:
+        """Whether anybody does."""
+        return bool(self._bound.get(hook)) and any(True for _ in self.of(hook))
+
+    def limit(self, hook: str) -> float:
+        """Seconds that a call may take."""
+        return self._limits.get(hook, self._seconds)
+
+    # --- Calls ---------------------------------------------------------------------------------------------------
+
+    async def call(self, implementation: Implementation, given: Mapping[str, Any], check: Check = _anything) -> Any:
+        """What ``check`` makes of its answer, on the event loop or on its plugin's thread.
+
+        Raises:
+            Exception: whatever it or ``check`` raised, or TimeoutError; it has been counted.
+        """
+        started = time.perf_counter()
+        limit = self.limit(implementation.hook)
+        try:
+            result = check(await _within(limit, self._begin(implementation, implementation.bind(given), limit)))
+        except Exception as error:
+            implementation.plugin.thread.replace_if_hung()
+            self.failed(implementation, error, time.perf_counter() - started)
+            raise
+        implementation.plugin.count(implementation.hook, time.perf_counter() - started)
+        return result
+
+    @staticmethod
+    def _begin(implementation: Implementation, work: Callable[[], Any], limit: float) -> "asyncio.Future[Any]":
+        if implementation.is_async:
+            return asyncio.create_task(work())
+        return asyncio.wrap_future(implementation.plugin.thread.submit(work, limit))
+
+    def call_here(self, implementation: Implementation, given: Mapping[str, Any], check: Check = _anything) -> Any:
+        """What ``check`` makes of the answer of a plain function, called where we are: nothing could stop it.
+
+        Raises:
+            Exception: whatever it or ``check`` raised; it has been counted.
+        """
+        started = time.perf_counter()
+        try:
+            result = check(implementation.bind(given)())
+        except Exception as error:
+            self.failed(implementation, error, time.perf_counter() - started)
+            raise
+        implementation.plugin.count(implementation.hook, time.perf_counter() - started)
+        return result
+
+    # --- Failures ------------------------------------------------------------------------------------------------
+
+    def failed(self, implementation: Implementation, error: BaseException, seconds: float = 0.0) -> None:
+        """A call failed: count it, and disable the plugin when it has been too often. From any thread."""
+        told = describe(error, self.limit(implementation.hook))
+        in_a_row = implementation.plugin.count_failure(implementation.hook, told, seconds)
+        logger.warning("Plugin %s failed at %s: %s", implementation.plugin.name, implementation.hook, told)
+        logger.debug("This is where:", exc_info=error)
+        if in_a_row >= self._max_failures and implementation.hook not in FAIL_CLOSED:
+            self.disable(implementation.plugin, f"It failed {in_a_row} times in a row at {implementation.hook}: {told}")
+
+    def disable(self, plugin: Plugin, reason: str) -> None:
+        """Call none of its hooks any more. From any thread."""
+        if plugin.active:
+            plugin.state = "disabled"
+            logger.error("Plugin %s is disabled. %s", plugin.name, reason)
+            self.on_disabled(plugin, reason)
+
+
+async def _within(seconds: float, future: "asyncio.Future[Any]") -> Any:
+    """Its result, if it comes in time; a coroutine that does not let itself be cancelled is left behind.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    try:
+        await asyncio.wait({future}, timeout=seconds)
+        if not future.done():
+            raise TimeoutError
+        return future.result()
+    finally:
+        if not future.done():
+            future.cancel()
+            future.add_done_callback(_hear)
+
+
+def _hear(future: "asyncio.Future[Any]") -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _wrapper(plugin: Plugin, callers: Iterable[pluggy.HookCaller]) -> str | None:
+    for caller in callers:
+        for found in caller.get_hookimpls():
+            if found.plugin is plugin.object and (found.wrapper or found.hookwrapper):
+                return caller.name
+    return None
+
+
+def describe(error: BaseException, limit: float) -> str:
+    """An error in one line."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return f"it took longer than {limit:g} seconds"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def expect(result: Any, kind: type[Any] | tuple[type[Any], ...], hook: str) -> Any:
+    """The result, if it is what the hook allows.
+
+    Raises:
+        PluginError: it is not.
+    """
+    if not isinstance(result, kind):
+        raise PluginError(f"{hook} answered {type(result).__name__}")
+    return result

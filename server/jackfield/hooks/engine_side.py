@@ -1,0 +1,148 @@
+"""Plugins on the engine's thread, where nothing can be timed out: the engine's watch finds who hangs there."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jackfield.engine.request import GenerationRequest, LogitsProcessor, TokenSampler
+from jackfield.hooks.data import RequestInfo
+from jackfield.hooks.dispatcher import Dispatcher, Implementation, PluginError
+from jackfield.models.device import Device
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    from mlx import nn
+
+
+class EngineHooks:
+    """The hooks of the engine's thread, and the functions that plugins put there."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._running: tuple[Implementation, float] | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any plugin has to do with requests there."""
+        return self._dispatcher.has("logits_processors") or self._dispatcher.has("make_sampler")
+
+    def overdue(self) -> str | None:
+        """What hangs on the engine's thread, if a plugin does; that one is disabled. For the watching thread."""
+        if self._running is None:
+            return None
+        implementation, since = self._running
+        limit = self._dispatcher.limit(implementation.hook)
+        if time.monotonic() - since <= limit:
+            return None
+        self._running = None
+        self._dispatcher.failed(implementation, TimeoutError())
+        told = f"plugin {implementation.plugin.name} took longer than {limit:g} seconds at {implementation.hook}"
+        self._dispatcher.disable(implementation.plugin, f"It held up the engine: {told}.")
+        return told
+
+    def prepare_model(self, *, model: "nn.Module", config: Mapping[str, Any], device: Device) -> "nn.Module":
+        """The model as the plugins make it.
+
+        Raises:
+            UnpreparedError: one of them failed, and may have left the model in pieces; it is disabled.
+        """
+        for implementation in self._dispatcher.of("prepare_model"):
+            try:
+                with self._watch(implementation):
+                    given = {"model": model, "config": config, "device": device}
+                    model = self._dispatcher.call_here(implementation, given) or model
+            except Exception as error:
+                self._dispatcher.disable(implementation.plugin, "It failed while it prepared the model.")
+                raise UnpreparedError from error
+        return model
+
+    def prepare(self, info: RequestInfo, request: GenerationRequest) -> GenerationRequest:
+        """The request with what the plugins add to it."""
+        added = tuple(self._processors(info))
+        sampler = self._sampler(info, request)
+        return replace(request, processors=request.processors + added, sampler=sampler or request.sampler)
+
+    def _processors(self, info: RequestInfo) -> Iterator[LogitsProcessor]:
+        for implementation in self._dispatcher.of("logits_processors"):
+            for processor in self._ask(implementation, {"request": info}) or ():
+                yield self._isolated_processor(implementation, processor)
+
+    def _sampler(self, info: RequestInfo, request: GenerationRequest) -> TokenSampler | None:
+        for implementation in self._dispatcher.of("make_sampler"):
+            sampler = self._ask(implementation, {"request": info, "sampling": request.sampling})
+            if sampler is not None:
+                return self._isolated_sampler(implementation, sampler)
+        return None
+
+    def _ask(self, implementation: Implementation, given: Mapping[str, Any]) -> Any:
+        try:
+            with self._watch(implementation):
+                return self._dispatcher.call_here(implementation, given)
+        except Exception:  # counted and logged
+            return None
+
+    def _isolated_processor(self, implementation: Implementation, processor: LogitsProcessor) -> LogitsProcessor:
+        def run(tokens: tuple[int, ...], logits: "mx.array") -> "mx.array":
+            processed: mx.array | None = guarded(lambda: _evaluated(processor(tokens, logits), logits.shape))
+            return logits if processed is None else processed
+
+        guarded = self._guard(implementation)
+        return run
+
+    def _isolated_sampler(self, implementation: Implementation, sampler: TokenSampler) -> TokenSampler:
+        def run(logits: "mx.array") -> "mx.array | None":
+            found: mx.array | None = guarded(lambda: _token(sampler(logits), logits.shape[-1]))
+            return found
+
+        guarded = self._guard(implementation)
+        return run
+
+    def _guard(self, implementation: Implementation) -> Callable[[Callable[[], Any]], Any]:
+        """Runs what a plugin brought for one request, until it fails once."""
+        failed = False
+
+        def run(work: Callable[[], Any]) -> Any:
+            nonlocal failed
+            if failed or not implementation.plugin.active:
+                return None
+            try:
+                with self._watch(implementation):
+                    return work()
+            except Exception as error:
+                failed = True
+                self._dispatcher.failed(implementation, error)
+                return None
+
+        return run
+
+    @contextmanager
+    def _watch(self, implementation: Implementation) -> Iterator[None]:
+        self._running = implementation, time.monotonic()
+        try:
+            yield
+        finally:
+            self._running = None
+
+
+class UnpreparedError(Exception):
+    """A plugin failed while it changed the model, which has to be loaded again."""
+
+
+def _evaluated(processed: Any, shape: tuple[int, ...]) -> "mx.array":
+    import mlx.core as mx  # noqa: PLC0415 - never before the BLAS is chosen
+
+    if not isinstance(processed, mx.array) or processed.shape != shape:
+        raise PluginError(f"a processor answered {getattr(processed, 'shape', type(processed).__name__)}, not {shape}")
+    mx.eval(processed)
+    return processed
+
+
+def _token(found: Any, vocabulary: int) -> "mx.array":
+    import mlx.core as mx  # noqa: PLC0415 - never before the BLAS is chosen
+
+    token = int(found)
+    if not 0 <= token < vocabulary:
+        raise PluginError(f"a sampler answered token {token} of {vocabulary}")
+    return mx.array(token, dtype=mx.int32)

@@ -1,0 +1,147 @@
+"""The server as one plugin sees it."""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jackfield.answer import Answer
+from jackfield.api.generation import engine_requests
+from jackfield.choice import Delta
+from jackfield.engine.request import GenerationRequest
+from jackfield.errors import UnavailableError
+from jackfield.events import Event, EventBus
+from jackfield.exchange import Exchange, new_request_id
+from jackfield.hooks.calls import Hooks
+from jackfield.hooks.data import ChatMessage, RequestInfo
+from jackfield.hooks.discovery import given
+from jackfield.hooks.plugin import Plugin
+from jackfield.hooks.server import ModelInfo, plugin_data_dir
+from jackfield.models.registry import Registry, ServedModel
+from jackfield.prompt import chat_prompt
+from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.settings import Settings
+
+BEHIND_CLIENTS = 10
+"""Priority of what plugins ask for: clients wait already."""
+
+
+class Host:
+    """What plugins have in common: makes the `Server` of each."""
+
+    def __init__(self, settings: Settings, registry: Registry, hooks: Hooks, events: EventBus) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.hooks = hooks
+        self.events = events
+        self.url = ""
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def server(self, plugin: Plugin) -> "PluginServer":
+        """The server as this plugin sees it."""
+        return PluginServer(self, plugin)
+
+    async def start(self) -> None:
+        """Requests are about to come: tell the plugins."""
+        self.loop = asyncio.get_running_loop()
+        self.hooks.on_disabled(self._tell_disabled)
+        self.events.listen(self.hooks.on_event)
+        await self.hooks.startup(self.server)
+        for model in self.registry:
+            self.emit(Event("model_loaded", "info", f"{model.id} is ready.", model.id))
+
+    async def stop(self) -> None:
+        """No more requests come."""
+        for model in self.registry:
+            self.emit(Event("model_unloaded", "info", f"{model.id} is unloaded.", model.id))
+        await self.hooks.shutdown(self.server)
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody, from any thread."""
+        if self.loop is None:
+            return
+        try:
+            here = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            here = False
+        if here:
+            self.events.emit(event)
+        elif not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.events.emit, event)
+
+    def _tell_disabled(self, plugin: Plugin, reason: str) -> None:
+        title = f"Plugin {plugin.name} is disabled."
+        self.emit(Event("plugin_disabled", "error", title, data={"plugin": plugin.name, "reason": reason}))
+
+
+class PluginServer:
+    """See `jackfield.hooks.Server`."""
+
+    def __init__(self, host: Host, plugin: Plugin) -> None:
+        self._host = host
+        self._plugin = plugin
+
+    @property
+    def url(self) -> str:
+        """Where the server is reached, without ``/v1``."""
+        return self._host.url
+
+    @cached_property
+    def data_dir(self) -> Path:
+        """The plugin's own folder."""
+        return plugin_data_dir(self._plugin.name)
+
+    def models(self) -> list[ModelInfo]:
+        """All served models."""
+        return [
+            ModelInfo(model.id, model.context_length, model.engine.state, asdict(model.engine.statistics))
+            for model in self._host.registry
+        ]
+
+    def plugins(self) -> list[dict[str, Any]]:
+        """All plugins, as ``GET /v1/plugins`` lists them."""
+        return self._host.hooks.reports()
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody who listens."""
+        self._host.emit(event)
+
+    async def complete(
+        self, messages: Sequence[ChatMessage], *, model: str | None = None, max_tokens: int = 256
+    ) -> str:
+        """What a served model answers, greedily.
+
+        Raises:
+            JackfieldError: it could not answer.
+        """
+        served = self._host.registry.get(model) if model else next(iter(self._host.registry), None)
+        if served is None:
+            raise UnavailableError("No model is served.")
+        # Seen by no plugin, or one that asks a model about every request would never come to an end.
+        unseen = given((), self._host.settings)
+        exchange = Exchange(
+            RequestInfo(new_request_id(), "/chat/completions", served.id),
+            unseen,
+            EventBus(),
+            self._host.settings.slow_seconds,
+        )
+        document = {"model": served.id, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+        asked = ChatCompletionRequest.model_validate({**document, "priority": BEHIND_CLIENTS})
+        requests = await asyncio.to_thread(_requests, asked, served, exchange)
+        return await _text(Answer(served, requests, exchange))
+
+
+def _requests(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange) -> list[GenerationRequest]:
+    prompt = chat_prompt(asked, model.tokenizer)
+    return engine_requests(asked, model, [prompt], exchange, name=f"plugin-{uuid.uuid4().hex}", param="messages")
+
+
+async def _text(answer: Answer) -> str:
+    answer.admit()
+    try:
+        return "".join([part.text async for part in answer if isinstance(part, Delta)])
+    finally:
+        answer.cancel()
