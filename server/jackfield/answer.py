@@ -72,6 +72,11 @@ class Answer:
     def _text(self, request: GenerationRequest) -> TextStream:
         return TextStream(self.model.tokenizer.decoder(), StopMatcher(self.stops), request.stop_tokens)
 
+    @property
+    def parsed(self) -> bool:
+        """Whether there may be more than text in it."""
+        return any(parser is not None for parser in self.parsers)
+
     def admit(self) -> None:
         """Make sure that the engine takes the request, while the client can still be told otherwise.
 

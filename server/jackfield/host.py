@@ -10,20 +10,30 @@ from typing import Any
 
 from jackfield.answer import Answer
 from jackfield.api.generation import engine_requests
+from jackfield.backends.cascade import Cascade
+from jackfield.backends.plugged import PluggedAnswer
 from jackfield.choice import Delta
 from jackfield.engine.request import GenerationRequest
-from jackfield.errors import UnavailableError
+from jackfield.errors import ConfigurationError, UnavailableError
 from jackfield.events import Event, EventBus
 from jackfield.exchange import Exchange, new_request_id
 from jackfield.hooks.calls import Hooks
-from jackfield.hooks.data import ChatMessage, RequestInfo
+from jackfield.hooks.data import ChatMessage, JsonObject, RequestInfo
 from jackfield.hooks.discovery import given
+from jackfield.hooks.parsers import IsolatedParser, MakeParser
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.server import ModelInfo, plugin_data_dir
+from jackfield.hooks.specs import Backend
 from jackfield.models.registry import Registry, ServedModel
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.settings import Settings
+from jackfield.text.tool_calls import HermesCallParser, ToolCallParser
+
+PARSERS: dict[str, MakeParser] = {"hermes": HermesCallParser}
+
+OWN = "mlx"
+"""The backend that is always there."""
 
 BEHIND_CLIENTS = 10
 """Priority of what plugins ask for: clients wait already."""
@@ -38,6 +48,9 @@ class Host:
         self.hooks = hooks
         self.events = events
         self.url = ""
+        self.backends = hooks.backends(self.server)
+        self._parsers = hooks.tool_parsers()
+        self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def server(self, plugin: Plugin) -> "PluginServer":
@@ -58,6 +71,45 @@ class Host:
         for model in self.registry:
             self.emit(Event("model_unloaded", "info", f"{model.id} is unloaded.", model.id))
         await self.hooks.shutdown(self.server)
+
+    def _check_parser(self) -> None:
+        name, known = self.settings.tool_parser, [*PARSERS, *self._parsers]
+        if name not in known:
+            raise ConfigurationError(
+                f"There is no tool parser {name!r}.", suggestions=(f"Set tool_parser to one of: {', '.join(known)}.",)
+            )
+
+    def tool_parser(self, names: frozenset[str]) -> ToolCallParser:
+        """What finds calls of these tools in an answer's text."""
+        plugged = self._parsers.get(self.settings.tool_parser)
+        if plugged is None:
+            return PARSERS[self.settings.tool_parser](names)
+        plugin, make = plugged
+        return IsolatedParser(make, names, plugin, self.hooks)
+
+    async def backend(self, request: RequestInfo) -> tuple[str, str]:
+        """Who is to answer a request, and why: ``mlx``, the engine here, or somebody whom a plugin brings."""
+        if not self.backends:
+            return OWN, "the model is served here"
+        available = [
+            OWN,
+            *(name for name, (plugin, one) in self.backends.items() if self._serves(plugin, one, request)),
+        ]
+        chosen = await self.hooks.select_backend(request, available)
+        return (chosen[0], f"chosen by plugin {chosen[1]}") if chosen else (OWN, "no plugin chose another one")
+
+    def plugged(self, name: str, own: Answer, body: JsonObject) -> Cascade:
+        """The answer of a backend that a plugin brings, with the engine's own as what to fall back on."""
+        plugin, backend = self.backends[name]
+        answer = PluggedAnswer(backend, body, own, own.exchange, self.settings.slow_hook_seconds)
+        return Cascade(name, answer, own, lambda error: self.hooks.failed(plugin, "register_backends", error))
+
+    def _serves(self, plugin: Plugin, backend: Backend, request: RequestInfo) -> bool:
+        try:
+            return plugin.active and backend.serves(request)
+        except Exception as error:
+            self.hooks.failed(plugin, "register_backends", error)
+            return False
 
     def emit(self, event: Event) -> None:
         """Tell everybody, from any thread."""

@@ -51,7 +51,6 @@ class Arrival:
                 return
         await self._app(scope, receive, send_with_id)
 
-
     async def _identify(self, connection: HTTPConnection) -> Identity | None:
         identity = await self._hooks.authenticate(connection)
         scope = _scope(connection.url.path)

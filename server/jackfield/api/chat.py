@@ -36,7 +36,7 @@ from jackfield.protocol.chat import (
 from jackfield.protocol.formats import JsonObjectFormat, JsonSchemaFormat
 from jackfield.protocol.logprobs import ChatLogprobs, TokenLogprob, TopLogprob
 from jackfield.protocol.tools import FunctionDefinition, NamedToolChoice
-from jackfield.text.tool_calls import HermesCallParser, JsonCallParser, ToolCallParser
+from jackfield.text.tool_calls import JsonCallParser, ToolCallParser
 
 
 async def chat_completions(request: Request) -> Response:
@@ -56,12 +56,6 @@ def _names(asked: ChatCompletionRequest) -> frozenset[str]:
     if isinstance(asked.tool_choice, NamedToolChoice):
         return frozenset({asked.tool_choice.function.name})
     return frozenset(tool.function.name for tool in asked.tools or ())
-
-
-def _parser(asked: ChatCompletionRequest) -> ToolCallParser | None:
-    if not asked.tools or asked.tool_choice == "none":
-        return None
-    return JsonCallParser(_names(asked)) if _must_call(asked) else HermesCallParser(_names(asked))
 
 
 def _grammar(asked: ChatCompletionRequest, model: ServedModel) -> Grammar | None:
@@ -137,7 +131,7 @@ class _ChatReply(Reply[ChatCompletionRequest]):
         """Tokens of a conversation that leave room for an answer."""
         context = self.model.context_length
         fits = context - min(self.asked.token_limit or ANSWER_ROOM, context // 4)
-        return min(fits, self.settings.context_budget or fits)
+        return min(fits, self.host.settings.context_budget or fits)
 
     def ask(self) -> Answer:
         requests = engine_requests(
@@ -156,10 +150,16 @@ class _ChatReply(Reply[ChatCompletionRequest]):
             requests,
             self.exchange,
             self.asked.stops,
-            [_parser(self.asked) for _ in requests],
+            [self._parser() for _ in requests],
             one_call=self.asked.parallel_tool_calls is False,
             each=len(requests),
         )
+
+    def _parser(self) -> ToolCallParser | None:
+        if not self.asked.tools or self.asked.tool_choice == "none":
+            return None
+        names = _names(self.asked)
+        return JsonCallParser(names) if _must_call(self.asked) else self.host.tool_parser(names)
 
     def facts(self) -> dict[str, Any]:
         roles = Counter(message.role for message in self.asked.messages)

@@ -15,17 +15,18 @@ from starlette.responses import Response
 
 from jackfield.answer import Answer, by_choice
 from jackfield.api import body, sse
+from jackfield.backends.cascade import Cascade
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import TextDelta
+from jackfield.host import OWN, Host
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.base import AnswerModel
 from jackfield.protocol.chat import ChatChunkChoice
 from jackfield.protocol.completions import CompletionChunkChoice
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.sampling import SamplingRequest
-from jackfield.settings import Settings
 
 Asked = TypeVar("Asked", bound=SamplingRequest)
 ChunkChoice = ChatChunkChoice | CompletionChunkChoice
@@ -38,25 +39,32 @@ class Reply(ABC, Generic[Asked]):
         asked: what the client sent.
         model: who answers.
         exchange: where it is told how the answer goes.
-        settings: the server's.
+        host: the server.
     """
 
     prefix: ClassVar[str]
     whole: ClassVar[type[GenerationAnswer]]
     chunk: ClassVar[type[GenerationAnswer]]
-    answer: Answer
+    answer: Answer | Cascade
 
-    def __init__(self, asked: Asked, model: ServedModel, exchange: Exchange, settings: Settings) -> None:
+    def __init__(self, asked: Asked, model: ServedModel, exchange: Exchange, host: Host) -> None:
         self.asked = asked
         self.model = model
         self.exchange = exchange
-        self.settings = settings
+        self.host = host
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._head: dict[str, Any] = {"id": self.id, "created": int(time.time()), "model": model.id}
 
     async def prepare(self) -> None:
-        """Find out what the engine has to do: templates, tokens and grammars take their time."""
-        self.answer = await asyncio.to_thread(self.ask)
+        """Find out what has to be done, and who does it."""
+        # Templates, tokens and grammars take their time.
+        self.answer = own = await asyncio.to_thread(self.ask)
+        self.exchange.station("received", **self.facts())
+        name, reason = await self.host.backend(self.exchange.info)
+        self.exchange.answered_by(name, reason)
+        if name != OWN:
+            document = self.asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            self.answer = self.host.plugged(name, own, document)
 
     @abstractmethod
     def ask(self) -> Answer:
@@ -159,7 +167,7 @@ async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]
         exchange.failed(error)
         raise
     if prepared.asked.stream:
-        return sse.respond(prepared.stream(), prepared.settings.heartbeat)
+        return sse.respond(prepared.stream(), prepared.host.settings.heartbeat)
     completion = await body.unless_gone(request, prepared.collect())
     return Response(completion.to_json(), media_type="application/json")
 
@@ -167,8 +175,6 @@ async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]
 async def _prepare(request: Request, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange) -> Reply[Asked]:
     asked = await body.read(request, asks, exchange)
     model = request.app.state.registry.get(asked.model)
-    prepared = reply(asked, model, exchange, request.app.state.settings)
+    prepared = reply(asked, model, exchange, request.app.state.host)
     await prepared.prepare()
-    exchange.station("received", **prepared.facts())
-    exchange.answered_by("mlx", "the model is served here")
     return prepared

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from jackfield.answer import Answer, Progress
+from jackfield.backends.cascade import Cascade
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.protocol.base import AnswerModel
@@ -36,7 +37,7 @@ def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceRespon
     )
 
 
-async def deltas(answer: Answer) -> AsyncGenerator[Delta | bytes, None]:
+async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes, None]:
     """An answer's deltas, with comments on the prompt's progress between them; the work stops with the iteration.
 
     When the engine fails before anything was said, the error goes out as an event. Later it cannot be told without

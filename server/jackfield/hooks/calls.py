@@ -95,32 +95,33 @@ class Hooks:
 
     def model_sources(self) -> list[ModelSource]:
         """Where models come from, besides the built-in places."""
-        return [cast(ModelSource, kind()) for kind in self._registered("register_model_sources").values()]
+        return [cast(ModelSource, kind()) for _, kind in self._registered("register_model_sources").values()]
 
-    def tool_parsers(self) -> dict[str, Callable[..., Any]]:
-        """By name, besides the built-in ones."""
+    def tool_parsers(self) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
+        """By name, besides the built-in ones, and who brings it."""
         return self._registered("register_tool_parsers")
 
-    def backends(self, server: Callable[[Plugin], Server]) -> dict[str, Backend]:
-        """Who answers, besides the engines here, by name."""
-        found: dict[str, Backend] = {}
+    def backends(self, server: Callable[[Plugin], Server]) -> dict[str, tuple[Plugin, Backend]]:
+        """Who answers, besides the engines here, by name, and who brings it."""
+        found: dict[str, tuple[Plugin, Backend]] = {}
         for implementation in self._dispatcher.of("register_backends"):
             kinds: dict[str, Callable[[Server], Backend]] = {}
             self._at_start(implementation, {"register": kinds.__setitem__})
             _refuse_taken(found.keys() & kinds, implementation)
             try:
-                found |= {name: kind(server(implementation.plugin)) for name, kind in kinds.items()}
+                plugin = implementation.plugin
+                found |= {name: (plugin, kind(server(plugin))) for name, kind in kinds.items()}
             except Exception as error:
                 self._fail_to_start(implementation, error)
         return found
 
-    def _registered(self, hook: str) -> dict[str, Callable[..., Any]]:
-        found: dict[str, Callable[..., Any]] = {}
+    def _registered(self, hook: str) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
+        found: dict[str, tuple[Plugin, Callable[..., Any]]] = {}
         for implementation in self._dispatcher.of(hook):
             named: dict[str, Callable[..., Any]] = {}
             self._at_start(implementation, {"register": named.__setitem__})
             _refuse_taken(found.keys() & named, implementation)
-            found |= named
+            found |= {name: (implementation.plugin, made) for name, made in named.items()}
         return found
 
     def register_metrics(self, registry: CollectorRegistry) -> None:

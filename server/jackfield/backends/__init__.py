@@ -1,0 +1,1 @@
+"""Who answers requests: the engines here, or somebody whom a plugin brings."""

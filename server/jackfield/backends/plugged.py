@@ -1,0 +1,138 @@
+"""An answer by a backend that a plugin brings."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import cast
+
+from jackfield.answer import Answer
+from jackfield.choice import Delta
+from jackfield.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
+from jackfield.exchange import Exchange
+from jackfield.hooks.data import JsonObject
+from jackfield.hooks.specs import Backend
+from jackfield.protocol.extension import ChoiceReport, EndedBy, Extension
+from jackfield.protocol.usage import Usage
+
+
+class PluggedAnswer:
+    """One choice of plain text.
+
+    Args:
+        backend: who answers.
+        body: the request in OpenAI's words.
+        own: what the engine here would do; it knows the prompt, and counts tokens.
+        exchange: where it is told how the answer goes.
+        seconds: how long the backend may say nothing.
+    """
+
+    def __init__(self, backend: Backend, body: JsonObject, own: Answer, exchange: Exchange, seconds: float) -> None:
+        self._backend = backend
+        self._body = body
+        self._own = own
+        self._exchange = exchange
+        self._seconds = seconds
+        self._text = ""
+        self._ended_by: EndedBy | None = None
+        self._began = time.monotonic()
+
+    def admit(self) -> None:
+        """Make sure that it can be answered this way.
+
+        Raises:
+            InvalidRequestError: it asks for more than text.
+        """
+        if len(self._own.requests) > 1 or self._own.requests[0].top_logprobs is not None or self._own.parsed:
+            raise InvalidRequestError(
+                "Whoever answers this request gives one choice, as text alone.",
+                suggestions=("Leave out 'n', 'logprobs' and 'tools'.",),
+            )
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """The text as it comes.
+
+        Raises:
+            DeadlineExceededError: the request's time was over before anything was said.
+            Exception: whatever the backend raised.
+        """
+        answer = cast("AsyncGenerator[str, None]", self._backend.answer(self._exchange.info, self._body))
+        async with aclosing(answer):
+            while (piece := await self._next(answer)) is not None:
+                if piece:
+                    self._exchange.generated(0, (), waited=0.0, cached=0)
+                    self._text += piece
+                    yield Delta(0, piece)
+        self._ended_by = self._ended_by or "stop"
+        yield Delta(0, finish_reason="length" if self._ended_by == "timeout" else "stop")
+        self._exchange.completed(**self._facts())
+
+    async def _next(self, answer: AsyncIterator[str]) -> str | None:
+        deadline = self._own.requests[0].deadline
+        left = self._seconds if deadline is None else min(self._seconds, deadline - time.monotonic())
+        try:
+            return await asyncio.wait_for(anext(answer, None), max(left, 0.0))
+        except TimeoutError:
+            if deadline is None or time.monotonic() < deadline:
+                raise UnavailableError(f"Nothing came for {self._seconds:g} seconds.") from None
+            if not self._text:
+                raise DeadlineExceededError from None
+            self._ended_by = "timeout"
+            return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is whole."""
+        return self._ended_by is not None
+
+    def cancel(self) -> None:
+        """Nobody listens any more."""
+        if not self.ended:
+            self._exchange.cancelled(self._tokens)
+
+    def cut_off(self) -> Iterator[Delta]:
+        """What is left to say when nothing more comes."""
+        self._ended_by = "error"
+        yield Delta(0, finish_reason="length")
+
+    @property
+    def _tokens(self) -> int:
+        return len(self._own.model.tokenizer.encode(self._text, special=False))
+
+    def usage(self) -> Usage:
+        """As the served model's own tokenizer counts."""
+        return Usage.of(prompt=len(self._own.requests[0].prompt), completion=self._tokens)
+
+    def extension(self) -> Extension:
+        """How it came about; only when it has ended."""
+        report = ChoiceReport(
+            index=0,
+            cache=None,
+            queue_seconds=0.0,
+            prefill_seconds=self._exchange.first_token_seconds or 0.0,
+            decode_seconds=time.monotonic() - self._began,
+            preemptions=None,
+            ended_by=self._ended_by or "error",
+        )
+        info = self._exchange.info
+        return Extension(
+            request_id=info.id,
+            backend=self._exchange.backend,
+            choices=[report],
+            compression=self._exchange.compression,
+        )
+
+    def _facts(self) -> dict[str, object]:
+        usage = self.usage()
+        spoke = self._exchange.first_token_seconds or 0.0
+        return {
+            "finish_reasons": ["length" if self._ended_by == "timeout" else "stop"],
+            "ended_by": [self._ended_by],
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": 0,
+            "completion_tokens": usage.completion_tokens,
+            "tokens_per_second": usage.completion_tokens / max(self._exchange.seconds - spoke, 1e-6),
+            "memory_before": 0,
+            "memory_after": 0,
+            "confidence": [{}],
+        }
