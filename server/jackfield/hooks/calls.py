@@ -153,7 +153,7 @@ class Hooks:
     ) -> Any:
         """What ``check`` makes of its answer; a plugin that fails now is not called again."""
         try:
-            return self._dispatcher.call_here(implementation, given, check)
+            return self._dispatcher.call_and_wait(implementation, given, check)
         except Exception as error:
             return self._fail_to_start(implementation, error)
 

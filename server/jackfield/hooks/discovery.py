@@ -18,7 +18,21 @@ from jackfield.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SLOW_HOOKS = ("startup", "shutdown", "compress_context", "prepare_model")
+SLOW_HOOKS = (
+    "configure",
+    "register_commands",
+    "register_model_sources",
+    "register_tool_parsers",
+    "register_backends",
+    "register_metrics",
+    "token_signals",
+    "prepare_model",
+    "register_routes",
+    "register_middleware",
+    "startup",
+    "shutdown",
+    "compress_context",
+)
 """They may take as long as ``slow_hook_seconds``."""
 
 
@@ -62,7 +76,7 @@ def plug_in(plugins: Sequence[Plugin], settings: Settings) -> Hooks:
     dispatcher = _dispatcher(plugins, settings)
     for implementation in dispatcher.of("configure"):
         try:
-            kind = dispatcher.call_here(implementation, {}, _settings_class)
+            kind = dispatcher.call_and_wait(implementation, {}, _settings_class)
         except Exception as error:
             _leave_out(implementation.plugin, error)
         else:

@@ -147,15 +147,33 @@ class Dispatcher:
             return asyncio.create_task(work())
         return asyncio.wrap_future(implementation.plugin.thread.submit(work, limit))
 
+    def call_and_wait(self, implementation: Implementation, given: Mapping[str, Any], check: Check = _anything) -> Any:
+        """What ``check`` makes of the answer of a plain function, waiting for it where we are.
+
+        Raises:
+            Exception: whatever it or ``check`` raised, or TimeoutError; it has been counted.
+        """
+        limit = self.limit(implementation.hook)
+        bound = implementation.bind(given)
+
+        def wait() -> Any:
+            return check(implementation.plugin.thread.submit(bound, limit).result(limit))
+
+        return self._counted(implementation, wait)
+
     def call_here(self, implementation: Implementation, given: Mapping[str, Any], check: Check = _anything) -> Any:
         """What ``check`` makes of the answer of a plain function, called where we are: nothing could stop it.
 
         Raises:
             Exception: whatever it or ``check`` raised; it has been counted.
         """
+        bound = implementation.bind(given)
+        return self._counted(implementation, lambda: check(bound()))
+
+    def _counted(self, implementation: Implementation, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         try:
-            result = check(implementation.bind(given)())
+            result = work()
         except Exception as error:
             self.failed(implementation, error, time.perf_counter() - started)
             raise

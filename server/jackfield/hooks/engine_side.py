@@ -88,7 +88,7 @@ class EngineHooks:
             processed: mx.array | None = guarded(lambda: _evaluated(processor(tokens, logits), logits.shape))
             return logits if processed is None else processed
 
-        guarded = self._guard(implementation)
+        guarded = self._guard(replace(implementation, hook="logits_processors: processor"))
         return run
 
     def _isolated_sampler(self, implementation: Implementation, sampler: TokenSampler) -> TokenSampler:
@@ -96,24 +96,27 @@ class EngineHooks:
             found: mx.array | None = guarded(lambda: _token(sampler(logits), logits.shape[-1]))
             return found
 
-        guarded = self._guard(implementation)
+        guarded = self._guard(replace(implementation, hook="make_sampler: sampler"))
         return run
 
     def _guard(self, implementation: Implementation) -> Callable[[Callable[[], Any]], Any]:
-        """Runs what a plugin brought for one request, until it fails once."""
+        """Runs what a plugin brought for one request, until it fails once; counted apart from the hook itself."""
         failed = False
 
         def run(work: Callable[[], Any]) -> Any:
             nonlocal failed
             if failed or not implementation.plugin.active:
                 return None
+            started = time.perf_counter()
             try:
                 with self._watch(implementation):
-                    return work()
+                    result = work()
             except Exception as error:
                 failed = True
                 self._dispatcher.failed(implementation, error)
                 return None
+            implementation.plugin.count(implementation.hook, time.perf_counter() - started)
+            return result
 
         return run
 
