@@ -57,7 +57,7 @@ endef
 # --- Installing: done again only when a pyproject.toml, or the choice of MLX, has changed ------------------------------
 
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml)
-PLUGINS  := $(patsubst %/pyproject.toml,-e ./%,$(filter plugins/%,$(PROJECTS)))
+PLUGINS  := $(patsubst %/pyproject.toml,%,$(filter plugins/%,$(PROJECTS)))
 RUNTIME  := $(VENV)/.runtime-$(MLX)
 TOOLS    := $(VENV)/.tools-$(MLX)
 
@@ -69,7 +69,8 @@ extras  = $(if $(strip $(1)),[$(subst $(space),$(comma),$(strip $(1)))])
 define install
 	$(check-mlx)
 	@echo "Installing Jackfield with $(TOLD) ..."
-	@$(PIP) install -e '.$(call extras,$(1) $(filter mkl,$(MLX)))' $(PLUGINS)
+	@$(PIP) install -e '.$(call extras,$(1) $(filter mkl,$(MLX)))' \
+	  $(foreach plugin,$(PLUGINS),-e './$(plugin)$(call extras,$(filter test,$(1)))')
 	$(if $(filter cuda%,$(MLX)),$(use-cuda))
 	@rm -f $(VENV)/.runtime-* $(VENV)/.tools-*
 	@touch $(RUNTIME)

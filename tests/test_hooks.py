@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from contract import validator
-from jackfield.errors import ConfigurationError
+from jackfield.errors import ConfigurationError, InvalidRequestError
 from jackfield.hooks import (
     Compressed,
     Confidence,
@@ -244,6 +244,18 @@ def test_an_answer_that_the_hook_does_not_allow_is_a_failure(jackfield_server: S
     for _ in range(3):
         ask(server, LONG if hook == "compress_context" else "Hi")
     assert report(server, "bad")["state"] == "disabled"
+
+
+def test_a_plugin_may_refuse_a_request(jackfield_server: StartServer) -> None:
+    def refuse() -> None:
+        raise InvalidRequestError("Not today.", param="messages", suggestions=("Ask tomorrow.",))
+
+    server = jackfield_server(("p", implementing("transform_request", refuse)))
+    for _ in range(6):
+        reply = server.chat("Hi")
+        assert reply.status == 400
+        assert reply.json["error"]["message"] == "Not today."
+    assert report(server, "p")["failures"] == 0
 
 
 def test_failures_count_only_in_a_row(jackfield_server: StartServer) -> None:

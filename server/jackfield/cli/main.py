@@ -8,6 +8,7 @@ import click
 from jackfield import __version__
 from jackfield import settings as configuration
 from jackfield.cli.doctor import doctor
+from jackfield.cli.plugins import plugins
 from jackfield.cli.serve import serve
 from jackfield.errors import JackfieldError
 
@@ -60,3 +61,4 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(doctor)
+main.add_command(plugins)

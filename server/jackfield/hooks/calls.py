@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 
-from jackfield.errors import ConfigurationError, UnauthorizedError, UnavailableError
+from jackfield.errors import ConfigurationError, InvalidRequestError, UnauthorizedError, UnavailableError
 from jackfield.events import Event
 from jackfield.hooks.data import (
     ChatMessage,
@@ -215,10 +215,28 @@ class Hooks:
     async def transform_request(
         self, body: JsonObject, request: RequestInfo, check: Callable[[JsonObject], Any]
     ) -> JsonObject:
-        """The request that the plugins make of it; what ``check`` refuses is not taken."""
+        """The request that the plugins make of it; what ``check`` refuses is not taken.
+
+        Raises:
+            InvalidRequestError: a plugin refuses it.
+        """
+
+        def checked(found: Any) -> Any:
+            try:
+                if found is not None:
+                    check(expect(found, dict, "transform_request"))
+            except InvalidRequestError as error:
+                raise PluginError(error.message) from error
+            return found
+
         for implementation in self._dispatcher.of("transform_request"):
-            given = {"body": body, "request": request}
-            body = await self._chained(implementation, given, dict, body, check)
+            try:
+                found = await self._dispatcher.call(implementation, {"body": body, "request": request}, checked)
+            except InvalidRequestError:
+                raise
+            except Exception:  # noqa: S112 - counted and logged
+                continue
+            body = body if found is None else found
         return body
 
     async def compress_context(

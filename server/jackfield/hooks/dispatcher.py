@@ -11,6 +11,7 @@ from typing import Any
 
 import pluggy
 
+from jackfield.errors import InvalidRequestError
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.specs import PROJECT, Sockets
 
@@ -26,6 +27,10 @@ Check = Callable[[Any], Any]
 
 def _anything(answer: Any) -> Any:
     return answer
+
+
+MAY_REFUSE = frozenset({"transform_request"})
+"""Hooks where an InvalidRequestError is the plugin's answer to the client, and no failure."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +79,11 @@ class Dispatcher:
         self._bind({plugin.name: plugin for plugin in plugins})
 
     def _plug_in(self, plugin: Plugin) -> None:
-        self._manager.register(plugin.object, plugin.name)
+        try:
+            self._manager.register(plugin.object, plugin.name)
+        except Exception as error:  # it has arguments that the hook does not have
+            self._refuse(plugin, f"{error}".splitlines()[-1])
+            return
         callers = self._manager.get_hookcallers(plugin.object) or []
         known = [caller.name for caller in callers if caller.spec is not None]
         unknown = sorted({caller.name for caller in callers} - set(known))
@@ -86,7 +95,7 @@ class Dispatcher:
             plugin.hooks = tuple(sorted(known))
 
     def _refuse(self, plugin: Plugin, why: str) -> None:
-        self._manager.unregister(plugin.object)
+        # What it had registered already is never called, since it is not active.
         plugin.errors.append(why)
         plugin.state = "failed"
         logger.error("Plugin %s is left out: %s", plugin.name, why)
@@ -128,6 +137,7 @@ class Dispatcher:
         """What ``check`` makes of its answer, on the event loop or on its plugin's thread.
 
         Raises:
+            InvalidRequestError: it refuses the request, which some hooks may.
             Exception: whatever it or ``check`` raised, or TimeoutError; it has been counted.
         """
         started = time.perf_counter()
@@ -135,6 +145,9 @@ class Dispatcher:
         try:
             result = check(await _within(limit, self._begin(implementation, implementation.bind(given), limit)))
         except Exception as error:
+            if implementation.hook in MAY_REFUSE and isinstance(error, InvalidRequestError):
+                implementation.plugin.count(implementation.hook, time.perf_counter() - started)
+                raise
             implementation.plugin.thread.replace_if_hung()
             self.failed(implementation, error, time.perf_counter() - started)
             raise

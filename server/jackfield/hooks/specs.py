@@ -145,7 +145,7 @@ class Sockets(Protocol):
 
     @hookspec
     def transform_request(self, body: JsonObject, request: RequestInfo) -> JsonObject | None:
-        """The request to answer instead of ``body``, which is not to be changed in place; validated again."""
+        """The request to answer instead of ``body``, which is to be left as it is; InvalidRequestError refuses it."""
 
     @hookspec
     def compress_context(  # noqa: PLR0917 - pluggy passes all of them by name

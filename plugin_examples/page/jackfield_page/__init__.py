@@ -1,0 +1,17 @@
+"""A page: a small chat in the browser, served beside the API that it uses."""
+
+from collections.abc import Iterable
+
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+
+from jackfield.hooks import hookimpl
+
+
+class Plugin:
+    """Serves the files in ``static`` at ``/page/``."""
+
+    @hookimpl
+    def register_routes(self) -> Iterable[BaseRoute]:
+        """One route for all files; without a path it is ``index.html``."""
+        return [Mount("/page", StaticFiles(packages=[("jackfield_page", "static")], html=True))]

@@ -1,0 +1,174 @@
+"""An engine that says what it is told to, to the requests as they come."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar, cast
+
+from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest, StartEvent, TokenEvent
+from jackfield.engine.statistics import Statistics
+from jackfield.engine.thread import Deliver
+from jackfield.errors import EngineError
+from jackfield.testing.tokenizer import VOCABULARY
+
+Result = TypeVar("Result")
+
+CERTAIN = 10.0
+"""The logit of the token that the script says, for processors and samplers; all others have 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What one choice of a request gets, step by step; without a `FinishEvent` at the end it goes on for ever."""
+
+    steps: Sequence[Sequence[EngineEvent]]
+    seconds: float = 0.0
+    """A pause before each step."""
+
+
+class ScriptedEngine:
+    """Answers each choice of each request with the next script, or with ``default`` when there is none.
+
+    Like the real engine it gives log probabilities and entropies only to requests that want them, ends at
+    ``max_tokens`` and at the tokens that end an answer, and lets a request's logits processors and its sampler choose:
+    they see logits of 0, and of 10 for the token in the script.
+    """
+
+    def __init__(self, default: Script) -> None:
+        self.default = default
+        self.scripts: deque[Script] = deque()
+        self.requests: list[GenerationRequest] = []
+        """All that have come, with what plugins have added on the engine's thread."""
+        self.cancelled: list[str] = []
+        """Ids of those that were stopped before their end."""
+        self.state = "ready"
+        self.statistics = Statistics()
+        self.going = asyncio.Event()
+        """Cleared, answers wait after their first token. The event loop's."""
+        self.going.set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._thread = ThreadPoolExecutor(1, "scripted-engine")
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered; set ``state`` to change it."""
+        return self.state == "ready"
+
+    @property
+    def refuses(self) -> bool:
+        """It never does."""
+        return False
+
+    def admit(self, request_ids: Sequence[str]) -> None:
+        """Take whatever comes."""
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
+        """Begin with the next script."""
+        script = self.scripts.popleft() if self.scripts else self.default
+        self._tasks[request.id] = asyncio.get_running_loop().create_task(self._play(script, request, deliver))
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Stop; harmless for those ended."""
+        for one in request_ids:
+            task = self._tasks.pop(one, None)
+            if task is not None and task.cancel():
+                self.cancelled.append(one)
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._thread.shutdown()
+
+    async def _play(self, script: Script, request: GenerationRequest, deliver: Deliver) -> None:
+        try:
+            if request.prepare is not None:
+                request = await self._on_thread(partial(request.prepare, request))
+            self.requests.append(request)
+            await self._step(script, request, deliver)
+        except Exception as error:
+            deliver([FinishEvent("error", EngineError(f"The scripted engine failed: {error!r}"))])
+
+    async def _on_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _step(self, script: Script, request: GenerationRequest, deliver: Deliver) -> None:
+        answer: list[int] = []
+        for step in script.steps:
+            await asyncio.sleep(script.seconds)
+            if answer:
+                await self.going.wait()
+            events = [await self._event(event, request, answer) for event in step]
+            end = _end(request, answer)
+            deliver([*events, end] if end else events)
+            if end:
+                return
+
+    async def _event(self, event: EngineEvent, request: GenerationRequest, answer: list[int]) -> EngineEvent:
+        if not isinstance(event, TokenEvent):
+            return event
+        token = event.id
+        if request.processors or request.sampler:
+            token = await self._on_thread(partial(_choose, token, request, tuple(answer)))
+        answer.append(token)
+        return _as_asked(event, token, request)
+
+
+def _choose(token: int, request: GenerationRequest, answer: tuple[int, ...]) -> int:
+    """What processors and sampler make of a token."""
+    import mlx.core as mx  # noqa: PLC0415 - on the engine's thread alone
+
+    logits = mx.zeros(VOCABULARY)
+    logits[token] = CERTAIN
+    for processor in request.processors:
+        logits = processor(request.prompt + answer, logits)
+    own = request.sampler(logits) if request.sampler else None
+    return cast(int, (mx.argmax(logits) if own is None else own).item())
+
+
+def _as_asked(event: TokenEvent, token: int, request: GenerationRequest) -> TokenEvent:
+    """Without what the request did not ask for."""
+    asked = request.top_logprobs is not None
+    return replace(
+        event,
+        id=token,
+        logprob=event.logprob if asked else None,
+        top=event.top[: request.top_logprobs] if asked else (),
+        entropy=event.entropy if request.entropy else None,
+        time=time.monotonic(),
+    )
+
+
+def _end(request: GenerationRequest, answer: Sequence[int]) -> FinishEvent | None:
+    if answer and answer[-1] in request.stop_tokens:
+        return FinishEvent("stop")
+    return FinishEvent("length") if len(answer) >= request.max_tokens else None
+
+
+def tokens(ids: Sequence[int], logprob: float | Sequence[float], entropy: float | Sequence[float]) -> list[TokenEvent]:
+    """Events of these tokens with these signals, one for all of them or one each."""
+    each = zip(ids, _each(logprob, len(ids)), _each(entropy, len(ids)), strict=True)
+    return [TokenEvent(token, one, _most_likely(token, one), nats) for token, one, nats in each]
+
+
+def _each(value: float | Sequence[float], count: int) -> Sequence[float]:
+    values = value if isinstance(value, Sequence) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"there are {count} tokens (a byte each), and {len(values)} numbers for them")
+    return values
+
+
+def _most_likely(token: int, logprob: float) -> tuple[tuple[int, float], ...]:
+    """All tokens, best first: this one, and the others with equal shares of what it leaves."""
+    left = max(-math.expm1(logprob), 1e-12)
+    share = math.log(left / (VOCABULARY - 1))
+    others = [(other, share) for other in range(VOCABULARY) if other != token]
+    return tuple(sorted([(token, logprob), *others], key=lambda pair: -pair[1]))
+
+
+def script(said: Sequence[TokenEvent], start: StartEvent, end: FinishEvent | None, seconds: float = 0.0) -> Script:
+    """A request's whole way: it starts, a step for each token, and the end, if there is to be one."""
+    return Script([[start], *([token] for token in said), *([[end]] if end else [])], seconds)
