@@ -102,10 +102,10 @@ $(TOOLS): $(PROJECTS) | $(BIN)/python
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test soak lint bench bench-engine clean
+.PHONY: help serve test soak lint bench bench-engine bench-sockets clean
 
 help:  ## list what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 serve: $(RUNTIME)  ## install Jackfield here, then start it (ARGS="..." goes to `jackfield serve`)
 	@exec $(BIN)/jackfield serve $(ARGS)
@@ -131,6 +131,9 @@ bench: $(RUNTIME)  ## measure Jackfield beside mlx_lm.server (ARGS="--quick" for
 
 bench-engine: $(RUNTIME)  ## measure the engine on its own: disk, memory, kv_bits, fairness (ARGS="--parts disk")
 	@exec $(BIN)/python benchmarks/engine.py $(ARGS)
+
+bench-sockets: $(RUNTIME)  ## measure what a server pays for being ready for plugins, and for having them
+	@exec $(BIN)/python benchmarks/sockets.py $(ARGS)
 
 clean:  ## remove .venv and everything else that was made here
 	@rm -rf $(VENV) .build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -229,6 +229,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "lint",
         "bench",
         "bench-engine",
+        "bench-sockets",
         "clean",
     ]
     checkout.program("python3", WORKING)
