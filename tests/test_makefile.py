@@ -160,6 +160,8 @@ def test_serve_installs_once_and_again_when_the_project_changes(checkout: Checko
     (plugin / "pyproject.toml").touch()
     assert checkout.make("serve").returncode == 0
     assert checkout.log == ["pip -q install -e .[mkl] -e ./plugins/jackfield-new", "jackfield serve "]
+    checkout.make("test")
+    assert checkout.log[0] == "pip -q install -e .[test,lint,mkl] -e ./plugins/jackfield-new[test]"
 
 
 @pytest.mark.parametrize(

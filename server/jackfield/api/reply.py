@@ -10,14 +10,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jackfield.answer import Answer, by_choice
 from jackfield.api import body, sse
 from jackfield.backends.cascade import Cascade
 from jackfield.choice import Delta
-from jackfield.errors import JackfieldError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import TextDelta
 from jackfield.host import OWN, Host
@@ -163,7 +162,10 @@ async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]
     try:
         prepared = await _prepare(request, asks, reply, exchange)
         prepared.answer.admit()
-    except JackfieldError as error:
+    except ClientDisconnect:
+        exchange.cancelled(0)
+        raise
+    except Exception as error:
         exchange.failed(error)
         raise
     if prepared.asked.stream:

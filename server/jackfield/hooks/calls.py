@@ -182,7 +182,7 @@ class Hooks:
     async def shutdown(self, server: Callable[[Plugin], Server]) -> None:
         """Let plugins read their mail and end."""
         for mailbox in (mailbox for mailboxes in self._mail.values() for mailbox in mailboxes):
-            await mailbox.close(self._dispatcher.limit("shutdown"))
+            await mailbox.close(self._dispatcher.limit("on_event"))
         for implementation in self._dispatcher.of("shutdown"):
             await self._ask(implementation, {"server": server(implementation.plugin)})
 
