@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 import pytest
@@ -15,7 +17,7 @@ from mlx_lm.models.cache import KVCache
 from jackfield.engine.attention import BySlab, SlabAttention, attend_by_slab
 from jackfield.engine.kv_cache import RowKVCache, Rows
 from jackfield.engine.runner import CacheBatch, Runner
-from jackfield.engine.slab import LENGTH_STEP, ONE_SLAB, SlabSizes
+from jackfield.engine.slab import LENGTH_STEP, ONE_SLAB, Slab, SlabSizes
 
 HEADS, DIMENSION, LAYERS = 2, 4, 2
 SMALL = SlabSizes(smallest=4, largest=8, step=2)
@@ -141,6 +143,53 @@ def test_rows_keep_their_own_positions_while_others_come_and_go(actions, sizes):
         elif batch.expected:
             batch.leave(number % len(batch.expected))
         batch.check()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(LENGTHS, min_size=1, max_size=9),
+    st.lists(LENGTHS, max_size=4),
+    st.lists(st.integers(0, 2), max_size=9),
+    st.sampled_from([SMALL, SlabSizes(1, 4, 1), dataclasses.replace(ONE_SLAB, step=2)]),
+)
+def test_no_moment_of_a_step_takes_more_than_was_foretold(lengths, joining, leaving, sizes):
+    batch = Batch(sizes)
+    for length in lengths:
+        batch.join(length)
+    for row in leaving:
+        if row < len(batch.expected):
+            batch.leave(row)
+    for some in (joining[:2], joining[2:]):
+        foretold = batch.rows.nbytes_ahead(some)
+        with most_bytes(batch) as most:
+            for length in some:
+                batch.join(length)
+            batch.step()
+        assert most[0] <= foretold
+    batch.rows.trim()
+    needed = sum(sizes.area([row.length + 1 for row in slab.rows]) for slab in batch.rows.slabs)
+    assert batch.caches.nbytes <= needed * POSITION_BYTES
+    batch.check()
+
+
+@contextmanager
+def most_bytes(batch: Batch) -> Iterator[list[int]]:
+    """The most that all slabs hold at any moment between two changes."""
+    most = [batch.caches.nbytes]
+    changes = ("_resize", "add", "adopt", "keep")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in changes:
+            patch.setattr(Slab, name, noting(getattr(Slab, name), lambda: most.append(batch.caches.nbytes)))
+        yield most
+    most[0] = max(most)
+
+
+def noting(method: Callable, note: Callable[[], None]) -> Callable:
+    def noted(self: Slab, *arguments: object) -> None:
+        method(self, *arguments)
+        note()
+
+    return noted
 
 
 @settings(max_examples=20, deadline=None)

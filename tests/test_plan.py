@@ -115,7 +115,17 @@ def test_windows_and_states_stop_growing() -> None:
     result = plan(10 * GB, layer(), layer(window=256, group=None), LayerState(fixed=7777))
     assert result.token_bytes == 2048
     assert result.state_bytes == 256 * 2048 + 7777
-    assert result.sequence_bytes(100) == 2 * 100 * 2048 + 7777
+    assert result.sequence_bytes(100) == result.sequence_bytes(256) == 2 * 256 * 2048 + 7777
+    assert result.sequence_bytes(257) == (512 + 256) * 2048 + 7777
+
+
+def test_sequences_that_share_a_slab_take_what_the_slab_takes() -> None:
+    sequence = 1024 * 2048
+    tight = plan(1500 + 9 * sequence, slots=9)
+    assert tight.batch_bytes(9) == 10 * sequence, "a slab has a few slots more"
+    assert (tight.full_sequences, tight.tokens_in_all) == (8, 9 * 1024)
+    assert plan(1500 + 10 * sequence, slots=9).full_sequences == 9
+    assert plan(1500 + 9 * 8 * sequence, slots=9, context_length=8 * 1024).full_sequences == 9, "each by itself"
 
 
 def test_the_prefix_cache_takes_a_sixth_unless_told_otherwise() -> None:
@@ -269,6 +279,8 @@ def test_a_loaded_model_takes_what_the_plan_says(
     runner.prefill(caches, [1, 2])
     # mlx-lm's caches grow by 256 positions.
     assert sum(cache.nbytes for cache in caches) == planned.sequence_bytes(256)
+    for length in (1, 256, 257, planned.context_length - 1):
+        assert runner.lone_row_bytes(length) == planned.sequence_bytes(length)
 
 
 def test_the_plan_at_start_up_is_the_plan_before(starter: Path, device: Device) -> None:

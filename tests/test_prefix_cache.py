@@ -1,6 +1,8 @@
 """The prefix cache: finds what it was given, after the same prefix only, keeps its budget, and says why it missed."""
 
 import threading
+import weakref
+from collections.abc import Callable
 from itertools import pairwise
 
 import mlx.core as mx
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 
-from jackfield.engine import disk_cache, prefix_cache
+from jackfield.engine import blocks, disk_cache, prefix_cache
 from jackfield.engine.blocks import BLOCK_OVERHEAD, chain
 from jackfield.engine.disk_cache import DiskCache
 from jackfield.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -210,6 +212,7 @@ def test_a_lookup_outlives_an_eviction():
     cache = PrefixCache(PLENTY)
     put(cache, block(1, 2))
     lookup, caches = cache.lookup(block(1, 2)), empty_caches()
+    assert lookup.ready
     cache.budget = 0
     assert lookup.restore(caches).tokens == 64
     assert mx.array_equal(caches[0].keys, caches_for(block(1, 2))[0].keys[..., :64, :])
@@ -578,7 +581,7 @@ def test_nothing_of_mlx_happens_on_the_thread_of_the_disk(tiered, monkeypatch):
     """Blocks are turned into bytes, and bytes into blocks, where MLX lives."""
     threads = set()
     for name in ("record", "block"):
-        owner = prefix_cache.Block if name == "record" else prefix_cache.Record
+        owner = blocks.Block if name == "record" else blocks.Record
         plain = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda self, plain=plain: (threads.add(threading.current_thread()), plain(self))[1]
@@ -601,7 +604,7 @@ def hung(tiered, monkeypatch):
     load = cache.disk._load
 
     def hang(key, reading):
-        assert not reading.records or gate.wait(10)
+        assert key == ("kv", chain(block(1))[0].digest) or gate.wait(10)
         return load(key, reading)
 
     cache.disk._load = hang
@@ -612,12 +615,13 @@ def hung(tiered, monkeypatch):
 def test_nobody_waits_for_a_disk_that_does_not_answer(hung, caplog):
     cache, gate = hung
     lookup, other = cache.lookup(block(1, 2)), cache.lookup(block(1, 2))
+    assert not other.ready
     assert not lookup.wait(0.05)
     assert lookup.wait(5)
     assert other.wait(5)
     assert lookup.restore(empty_caches()) == CacheUse(32, 32, "evicted"), "what had come is not lost"
-    assert other.restore(empty_caches()).tokens == 0
-    assert len(caplog.records) == 2
+    assert other.restore(empty_caches()) == CacheUse(32, 0, "evicted")
+    assert len(caplog.records) == 1
     assert cache.lookup(block(1, 2)).ready, "and it is not asked again"
     assert use(cache, block(1, 2)).tokens == 32
     gate.set()
@@ -652,6 +656,90 @@ def test_what_makes_room_does_not_pile_up_before_the_disk(tiered, monkeypatch):
     gate.set()
 
 
+@pytest.fixture
+def alive(monkeypatch) -> Callable[[], int]:
+    """Tells how many blocks that were read from disk are in memory, besides those that became MLX arrays."""
+    payloads: list[weakref.ref] = []
+    decode = disk_cache.decode
+
+    def noted(*arguments):
+        record = decode(*arguments)
+        payloads.append(weakref.ref(record.payload[0]))
+        return record
+
+    monkeypatch.setattr(disk_cache, "decode", noted)
+    return lambda: sum(payload() is not None for payload in payloads)
+
+
+def test_what_is_read_from_disk_is_bounded_for_all_lookups_together(tiered, monkeypatch, alive):
+    monkeypatch.setattr(prefix_cache, "READ_BYTES", 4 * BLOCK_BYTES)
+    monkeypatch.setattr("jackfield.engine.lookup.PORTION_BYTES", 2 * BLOCK_BYTES)
+    prompts = [block(*range(first, first + 9)) for first in (0, 10, 20, 30)]
+    first = tiered()
+    for prompt in prompts:
+        put(first, prompt)
+    restart(first)
+    cache = tiered(5 * BLOCK_BYTES)
+    lookups, most = [cache.lookup(prompt) for prompt in prompts], 0
+    while [lookup for lookup in lookups if not lookup.ready]:
+        most = max(most, alive())
+        assert cache.in_flight <= 4 * BLOCK_BYTES
+        assert cache.nbytes <= 5 * BLOCK_BYTES
+    assert 0 < most <= 4
+    assert cache.in_flight == 0
+    for lookup, prompt in zip(lookups, prompts, strict=True):
+        caches = empty_caches()
+        assert lookup.restore(caches) == CacheUse(9 * 32, 9 * 32, None)
+        assert mx.array_equal(caches[0].keys, caches_for(prompt)[0].keys[..., : len(prompt), :])
+
+
+@pytest.mark.parametrize("end", ["cancel", "give_up"])
+def test_who_reads_no_further_leaves_its_turn_to_others(tiered, monkeypatch, end):
+    monkeypatch.setattr(prefix_cache, "READ_BYTES", BLOCK_BYTES)
+    first = tiered()
+    put(first, block(1, 2))
+    put(first, block(3, 4))
+    restart(first)
+    cache = tiered()
+    one, other = cache.lookup(block(1, 2)), cache.lookup(block(3, 4))
+    assert not one.ready
+    assert not other.wait(0.01), "it is not its turn"
+    getattr(one, end)()
+    assert other.wait(10)
+    assert other.restore(empty_caches()).tokens == 64
+    assert cache.in_flight == 0
+
+
+def test_a_lookup_whose_turn_does_not_come_gives_up(tiered, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "READ_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr("jackfield.engine.lookup.PATIENCE", 0.05)
+    first = tiered()
+    put(first, block(1))
+    put(first, block(2))
+    restart(first)
+    cache = tiered()
+    one, other = cache.lookup(block(1)), cache.lookup(block(2))
+    assert not one.ready
+    assert other.wait(10)
+    assert other.restore(empty_caches()) == CacheUse(0, 0, "evicted")
+    one.cancel()
+    assert found(cache, block(2)) == 32
+
+
+def test_blocks_that_go_before_they_are_taken_are_read_or_done_without(tiered):
+    cache = tiered()
+    put(cache, block(1, 2))
+    cache.flush()
+    lookup, alone = cache.lookup(block(1, 2)), PrefixCache(PLENTY)
+    cache.budget = BLOCK_BYTES
+    assert lookup.wait(10)
+    assert lookup.restore(empty_caches()) == CacheUse(64, 32, None)
+    put(alone, block(1, 2))
+    lookup = alone.lookup(block(1, 2))
+    alone.budget = BLOCK_BYTES
+    assert lookup.restore(empty_caches()) == CacheUse(32, 0, "evicted")
+
+
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_a_long_prompt_needs_little_more_than_itself(tiered, where):
     tokens = [position % 50 for position in range(400 * BLOCK_TOKENS)]
@@ -665,10 +753,11 @@ def test_a_long_prompt_needs_little_more_than_itself(tiered, where):
     cache.flush()
     if where == "disk":
         cache.budget = 0
-    lookup, caches = cache.lookup(tokens), empty_caches()
-    assert lookup.wait(30)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
+    lookup, caches = cache.lookup(tokens), empty_caches()
+    assert lookup.wait(30)
+    assert lookup.nbytes == needed
     assert lookup.restore(caches).tokens == len(tokens)
     assert mx.get_peak_memory() - before < 1.2 * needed
     assert all(

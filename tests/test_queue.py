@@ -1,6 +1,6 @@
 """The queue: by priority, but nobody waits for ever."""
 
-from jackfield.engine.queue import WaitingQueue
+from jackfield.engine.queue import PASSING_REQUESTS, PASSING_SECONDS, WaitingQueue
 from jackfield.engine.request import GenerationRequest, SamplingParameters
 from jackfield.engine.sequence import Sequence
 
@@ -15,7 +15,7 @@ def order(*sequences: Sequence) -> list[str]:
     for one in sequences:
         queue.put(one)
     assert queue.first is ((sequences and min(sequences, key=lambda s: s.rank)) or None)
-    return [queue.take().request.id for _ in range(len(queue))]
+    return [queue.take(queue.first).request.id for _ in range(len(queue))]
 
 
 def test_equals_keep_the_order_of_arrival():
@@ -30,6 +30,20 @@ def test_a_second_of_waiting_counts_as_one_level_so_nobody_waits_for_ever():
     patient = sequence("patient", submitted=0, priority=20)
     eager = [sequence(f"eager {second}", submitted=second, priority=-10) for second in range(60)]
     assert order(patient, *eager).index("patient") == 30
+
+
+def test_those_not_far_behind_the_first_may_pass_it():
+    queue = WaitingQueue()
+    assert list(queue.candidates()) == []
+    late = PASSING_SECONDS + 5
+    for one in (sequence("late", late + 3), sequence("urgent", late, -5), sequence("first", 5), sequence("near", 6)):
+        queue.put(one)
+    assert [s.request.id for s in queue.candidates()] == ["first", "near", "urgent"]
+    queue.take(next(queue.candidates()))
+    assert [s.request.id for s in queue.candidates()] == ["near", "urgent"]
+    for second in range(100):
+        queue.put(sequence("many", second / 100))
+    assert len(list(queue.candidates())) == PASSING_REQUESTS
 
 
 def test_what_leaves_is_handed_out_and_the_rest_stays_in_order():

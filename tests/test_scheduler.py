@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from mlx_lm.models import gemma2, llama, qwen3_next
 from mlx_lm.models.cache import make_prompt_cache
 
-from jackfield.engine.blocks import BLOCK_TOKENS
+from jackfield.engine.blocks import BLOCK_TOKENS, Joint
 from jackfield.engine.memory import MemoryGuard, Pressure
 from jackfield.engine.pace import PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
+from jackfield.engine.queue import PASSING_SECONDS
 from jackfield.engine.request import (
     CacheUse,
     FinishEvent,
@@ -26,6 +27,7 @@ from jackfield.engine.request import (
 )
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import READERS, Scheduler
+from jackfield.engine.slab import Slab, SlabSizes
 from jackfield.errors import DeadlineExceededError, EngineError, MemoryPressureError
 
 VOCABULARY = 64
@@ -430,10 +432,79 @@ def test_nobody_gets_in_for_whom_there_is_no_room(runner):
         for name, event in engine.step():
             events.setdefault(name, []).append(event)
         most = max(most, len(engine.batch) + len(engine.reading))
-        assert engine.held <= engine.guard.room
+        assert engine.room.held <= engine.guard.room
     assert most == 2
     for i, prompt in enumerate(prompts):
         assert tokens(events[str(i)]) == reference(runner, prompt, 5)
+
+
+TINY = SlabSizes(smallest=8, largest=16, step=4)
+REQUESTS = st.lists(st.tuples(st.integers(1, 70), st.integers(1, 30)), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def tiny(runner) -> Runner:
+    """Rows that soon outgrow their slabs."""
+    return Runner(runner.model, sizes=TINY)
+
+
+@settings(max_examples=25, deadline=None)
+@given(REQUESTS, st.integers(60, 250), st.sampled_from([3, 2048]), st.booleans())
+def test_the_pool_is_never_exceeded_and_everybody_gets_an_answer(tiny, lengths, pool, slice_tokens, cached):
+    requests = [request(str(i), [(7 * i + j) % 60 for j in range(n)], most) for i, (n, most) in enumerate(lengths)]
+    guard = MemoryGuard(pool * tiny.bytes_per_token)
+    engine = scheduler(tiny, guard=guard, slice_tokens=slice_tokens, cache_bytes=(1 << 30) * cached)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jackfield.engine.room.GROWTH", 4)
+        held = watched(engine, patch)
+        events = drain(engine, *requests)
+    assert max(held, default=0) <= guard.room
+    for one in requests:
+        if TINY.round_up(len(one.prompt) + one.max_tokens) > pool:
+            assert isinstance(error(events[one.id]), MemoryPressureError)
+        else:
+            assert tokens(events[one.id]) == tokens(drain(scheduler(tiny), one)[one.id])
+    assert engine.room.held == 0
+
+
+def watched(engine: Scheduler, patch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that rows, prompts and prefix cache hold together after everything that may change them."""
+    held: list[int] = []
+
+    def note(method):
+        def noted(*arguments, **options):
+            result = method(*arguments, **options)
+            own = sum(cache.nbytes for sequence in engine.reading for cache in sequence.caches)
+            own += sum(sequence.lookup.nbytes for sequence in engine.reading if sequence.lookup)
+            held.append(engine.batch.nbytes + own + engine.prefix_cache.nbytes)
+            return result
+
+        return noted
+
+    changes = {
+        Slab: ("adopt", "add", "keep", "_resize"),
+        PrefixCache: ("_add", "shrink"),
+        Runner: ("prefill", "decode", "reserve"),
+        Joint: ("put",),
+    }
+    for owner, names in changes.items():
+        for name in names:
+            patch.setattr(owner, name, note(getattr(owner, name)))
+    return held
+
+
+def test_small_requests_pass_a_large_one_for_which_there_is_no_room_but_not_for_ever(runner):
+    engine = scheduler(runner, guard=MemoryGuard(1300 * runner.bytes_per_token))
+    engine.submit(request("running", [1] * 300, 200))
+    engine.step()
+    large, small = request("large", [2] * 900, 20), request("small", [3, 4], 3, priority=PASSING_SECONDS - 5)
+    late = request("late", [5, 6], 3, priority=PASSING_SECONDS + 5)
+    for one in (large, late, small):
+        engine.submit(one)
+    started: list[str] = []
+    while not engine.idle:
+        started += [name for name, event in engine.step() if isinstance(event, StartEvent)]
+    assert started == ["small", "large", "late"]
 
 
 def test_the_prefix_cache_gives_way_and_comes_back(runner):
@@ -443,7 +514,18 @@ def test_the_prefix_cache_gives_way_and_comes_back(runner):
     engine.submit(request("b", [3] * 300, 20))
     while not engine.idle:
         engine.step()
-        assert engine.held + engine.prefix_cache.nbytes <= engine.guard.room
+        assert engine.room.held + engine.prefix_cache.nbytes <= engine.guard.room
+
+
+def test_what_a_request_finds_in_the_prefix_cache_gives_way_last(runner):
+    first, second = [[(7 * i + seed) % 60 for i in range(1024)] for seed in (1, 2)]
+    # Room for what is kept of both prompts, but not beside a third request.
+    engine = scheduler(runner, guard=MemoryGuard(3600 * runner.bytes_per_token))
+    drain(engine, request("first", first, 2), request("second", second, 2))
+    cached = engine.prefix_cache.nbytes
+    events = drain(engine, request("again", [*first, *range(60), *range(60), *range(60)], 80))
+    assert engine.prefix_cache.nbytes < cached
+    assert cache_use(events["again"]).tokens == 1024
 
 
 def test_an_answer_that_outgrows_the_memory_waits_and_goes_on_where_it_was(runner):
@@ -531,7 +613,7 @@ def test_with_memory_nearly_gone_who_waits_goes_on_waiting_and_an_idle_engine_re
     engine.rest()
     assert engine.statistics.pressure == "none"
     free[0] = 1
-    monkeypatch.setattr("jackfield.engine.scheduler.REFUSING_SECONDS", 0.05)
+    monkeypatch.setattr("jackfield.engine.room.REFUSING_SECONDS", 0.05)
     assert isinstance(error(drain(engine, request("given up", [1, 2]))["given up"]), MemoryPressureError)
 
 

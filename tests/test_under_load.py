@@ -21,6 +21,10 @@ from jackfield.engine.request import FinishEvent, GenerationRequest, SamplingPar
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.slab import SlabSizes
+from jackfield.events import EventBus
+from jackfield.exchange import Exchange
+from jackfield.hooks.data import RequestInfo
+from jackfield.hooks.discovery import given
 from jackfield.models import cpu
 from jackfield.models.folder import read_json
 from jackfield.models.loading import load_network
@@ -28,6 +32,7 @@ from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.settings import Settings
 from scenarios import Prompts
 from serving import Server, serve
 from ties import Judge, candidates
@@ -181,7 +186,9 @@ class Court:
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
         grammar = self.model.grammars.compile("json_schema", json.dumps(schema), "") if schema else None
         prompt = chat_prompt(asked, self.model.tokenizer)
-        return engine_requests(asked, self.model, [prompt], name="", arrived=0, param="", grammar=grammar)
+        info = RequestInfo("", "/chat/completions", "starter")
+        exchange = Exchange(info, given((), Settings()), EventBus(), slow_seconds=60)
+        return engine_requests(asked, self.model, [prompt], exchange, name="", param="", grammar=grammar)
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +440,7 @@ def test_prompts_out_of_the_cache(setting, requests):
 
 def test_answers_that_had_to_wait_for_memory(court, runner, monkeypatch):
     """Small rows, and no room for what answers will need, so that it takes few tokens to get there."""
-    monkeypatch.setattr("jackfield.engine.scheduler.GROWTH", 0)
+    monkeypatch.setattr("jackfield.engine.room.GROWTH", 0)
     runner = Runner(runner.model, sizes=SlabSizes(smallest=64, step=64))
     sampling = [SamplingParameters(temperature=0), SamplingParameters(seed=4), SamplingParameters(top_p=0.9, seed=5)]
     requests = [

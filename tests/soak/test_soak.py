@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 from rich.console import Console
 from rich.table import Table
-from visitors import CHAT, QUESTIONS, Tally, Visitor
+from visitors import BUSY, CHAT, QUESTIONS, Tally, Visitor
 from watch import Look, Watch
 
 from serving import Server, serve
@@ -37,6 +37,10 @@ GROWTH = 1.1
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 """asyncio.to_thread starts them one by one, as they are needed, and keeps them."""
 TELL_SECONDS = 15
+CROWD = MAX_BATCH
+"""Clients at the beginning whose long answers outgrow the memory together; they stay until that has been seen."""
+CROWD_SECONDS = 300
+"""A soak that is shorter need not have seen it: on a busy machine long answers take long."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def test_limits_hold_and_nothing_grows(starter: Path, tmp_path: Path) -> None:
         *left_over(before, after),
         *growing(watch.looks),
         *complaints(log),
+        *no_pressure(watch),
     ]
     assert not problems, "\n".join(problems)
 
@@ -106,6 +111,7 @@ async def soak(server: Server, watch: Watch, tally: Tally, seconds: float) -> tu
             visitor.known = answers
         until = time.monotonic() + seconds
         staying = [asyncio.create_task(visitor.stay(until)) for visitor in visitors]
+        staying.append(asyncio.create_task(crowd(server, http, watch, tally)))
         await asyncio.wait(staying, timeout=seconds + GRACE_SECONDS)
         for task in (*staying, looking, telling):
             task.cancel()
@@ -115,6 +121,19 @@ async def soak(server: Server, watch: Watch, tally: Tally, seconds: float) -> tu
     if (again := await known_answers(server, tally)) != answers:
         tally.problems.append(f"after the soak the same questions are answered with {again} instead of {answers}")
     return before, after
+
+
+async def crowd(server: Server, http: httpx2.AsyncClient, watch: Watch, tally: Tally) -> None:
+    """Clients with long answers, until somebody has had to make room."""
+    tellers = [Visitor(100 + number, server, http, tally) for number in range(CROWD)]
+    stories = [asyncio.create_task(teller.tells_a_story()) for teller in tellers]
+    try:
+        while not all(story.done() for story in stories) and not watch.preemptions:
+            await asyncio.wait(stories, timeout=1)
+    finally:
+        for story in stories:
+            story.cancel()
+        await asyncio.gather(*stories, return_exceptions=True)
 
 
 async def warm_up(server: Server, tally: Tally) -> list[str]:
@@ -172,6 +191,12 @@ def growing(looks: Sequence[Look]) -> Iterator[str]:
         yield f"resident memory grew from {early:,} in the second quarter to {late:,} in the last"
 
 
+def no_pressure(watch: Watch) -> Iterator[str]:
+    """A soak in which nobody had to make room has not shown that this goes well."""
+    if not watch.preemptions and watch.looks[-1].seconds > CROWD_SECONDS:
+        yield "nobody had to make room: the long answers did not outgrow the memory"
+
+
 def complaints(log: str) -> Iterator[str]:
     """Lines of the log that nobody should see."""
     words = ("ERROR", "Traceback", "CRITICAL", "Exception")
@@ -211,7 +236,7 @@ def show(watch: Watch, tally: Tally, limits: Limits) -> None:
     requests = Table("requests", *outcomes)
     for kind in sorted({kind for kind, _ in tally.outcomes}):
         requests.add_row(kind, *(str(tally.outcomes[kind, outcome] or "") for outcome in outcomes))
-    sums = [sum(n for (_, ended), n in tally.outcomes.items() if ended == outcome) for outcome in outcomes]
+    sums = [tally.sum(outcome) for outcome in outcomes]
     requests.add_row("all", *map(str, sums), style="bold")
     console.print(requests)
     held = Table("", "least", "median", "most", "at the end")
@@ -237,5 +262,14 @@ def keep(watch: Watch, tally: Tally, limits: Limits) -> None:
     if file := os.environ.get("SOAK_JSON"):
         outcomes: dict[str, Any] = {f"{kind}: {ended}": n for (kind, ended), n in sorted(tally.outcomes.items())}
         looks = [asdict(look) for look in watch.looks]
-        kept = {"limits": asdict(limits), "outcomes": outcomes, "problems": tally.problems, "looks": looks}
+        last = watch.looks[-1]
+        kept = {
+            "limits": asdict(limits),
+            "preemptions": last.preemptions,
+            "refusals": {code: tally.sum(code) for _, code in sorted(BUSY)},
+            "restarts": last.restarts,
+            "outcomes": outcomes,
+            "problems": tally.problems,
+            "looks": looks,
+        }
         Path(file).write_text(json.dumps(kept, indent=1) + "\n")

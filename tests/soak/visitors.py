@@ -54,6 +54,10 @@ class Tally:
         """One request has ended in a way that is allowed."""
         self.outcomes[kind, outcome] += 1
 
+    def sum(self, outcome: str) -> int:
+        """How many requests ended so."""
+        return sum(n for (_, ended), n in self.outcomes.items() if ended == outcome)
+
     def blame(self, kind: str, problem: str) -> None:
         """One has not."""
         self.outcomes[kind, "WRONG"] += 1
@@ -173,6 +177,12 @@ class Visitor:
     async def wants_one_token(self) -> None:
         """Asks for next to nothing."""
         await self.ask("one token", CHAT, {**self.question(), "max_tokens": 1})
+
+    async def tells_a_story(self) -> None:
+        """Has a long answer read out, of which many at once outgrow the memory: some have to make room."""
+        body = {**self.question(), "max_tokens": 1500, "ignore_eos": True, "stream": True, "priority": -100}
+        body["messages"] = [{"role": "user", "content": self.words(170, 200)}]
+        await self.ask("story", CHAT, body)
 
     async def is_in_a_hurry(self) -> None:
         """Sets a deadline."""

@@ -54,6 +54,11 @@ class Watch:
     began: float = field(default_factory=time.monotonic)
     looks: list[Look] = field(default_factory=list)
 
+    @property
+    def preemptions(self) -> float:
+        """How often somebody has had to make room."""
+        return self.looks[-1].preemptions if self.looks else 0
+
     async def keep_looking(self) -> None:
         """Until cancelled."""
         async with httpx2.AsyncClient(timeout=60) as http:

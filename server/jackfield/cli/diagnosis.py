@@ -109,7 +109,7 @@ class Diagnosis:
         yield "Activations", f"{gigabytes(plan.workspace)} at most"
         yield "KV cache", self._kv_cache()
         yield "Context", f"{plan.context_length:,} tokens: {gigabytes(plan.sequence_bytes())} for each sequence"
-        yield "Slots", f"{plan.slots} at the same time: {gigabytes(plan.slots * plan.sequence_bytes())} at full length"
+        yield "Slots", f"{plan.slots} at the same time: {gigabytes(plan.batch_bytes(plan.slots))} at full length"
 
     def _memory(self) -> str:
         machine = self.machine.memory

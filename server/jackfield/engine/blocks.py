@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from math import prod
 from sys import intern
 from typing import Any, Literal, NamedTuple, cast
@@ -27,7 +26,7 @@ BLOCK_TOKENS = 32
 BLOCK_OVERHEAD = 1024
 """Bytes that a block takes besides its arrays: digests, tokens, table entries."""
 JOINED_AT_ONCE = 16
-"""Blocks that are joined in one evaluation: meanwhile they are held three times over."""
+"""Blocks that should be joined in one evaluation: meanwhile they are held three times over."""
 
 Cache = Any
 """One layer's cache: mlx-lm's classes share a protocol but no type."""
@@ -77,6 +76,12 @@ def chain(tokens: Sequence[int]) -> list[Link]:
         links.append(Link(digest(parent, own), parent, own))
         parent = links[-1].digest
     return links
+
+
+def keys_of(links: Sequence[Link], with_state: bool) -> list[Key]:
+    """The keys of a chain, and of the state after it."""
+    keys: list[Key] = [("kv", link.digest) for link in links]
+    return [*keys, ("state", links[-1].digest)] if with_state and links else keys
 
 
 class Piece(NamedTuple):
@@ -274,32 +279,62 @@ def _unpack(value: Any, arrays: Sequence[mx.array]) -> Any:
     return [_unpack(item, arrays) for item in value] if isinstance(value, list) else value
 
 
-def join(pieces: Iterable[Piece], count: int) -> list[list[mx.array]]:
-    """Put ``count`` consecutive blocks of positions together, from the first one on: for each cache its arrays.
+class Joint:
+    """Consecutive blocks of positions, put together as they come, from the first one on.
 
-    Takes one piece after the other and holds on to none, so that together they need hardly more than the result.
+    Holds on to none of them, so that together they need hardly more than the result.
 
-    Raises:
-        ValueError: the pieces are not of one kind, or fewer.
+    Args:
+        count: how many will come, at most.
     """
-    remaining = islice(pieces, count)
-    first = next(remaining)
-    form = _form(first)
-    rows = [[_room(array, count) for _ in range(array.shape[0])] for array in first.arrays]
-    done = _put(rows, 0, [first])
-    while done < count:
-        done += _put(rows, done, [_checked(piece, form) for piece in islice(remaining, JOINED_AT_ONCE)])
-    return [[rows[group][row] for group, row in places] for places in json.loads(first.layout)]
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.done = 0
+        """How many have come."""
+        self._form: Form | None = None
+        self._rows: list[list[mx.array]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result, which are taken from the first block on."""
+        return sum(array.nbytes for rows in self._rows for array in rows)
+
+    def put(self, pieces: Sequence[Piece]) -> None:
+        """Copy the next blocks to their place; at once, since what waits to be copied would keep them.
+
+        Raises:
+            ValueError: they are not of one kind.
+        """
+        if self._form is None:
+            self._form = _form(pieces[0])
+            self._rows = [[_room(like, self.count) for _ in range(like.shape[0])] for like in pieces[0].arrays]
+        if any(_form(piece) != self._form for piece in pieces):
+            raise ValueError("its blocks are of different kinds")
+        span = slice(self.done * BLOCK_TOKENS, (self.done + len(pieces)) * BLOCK_TOKENS)
+        for targets, parts in zip(self._rows, zip(*(piece.arrays for piece in pieces), strict=True), strict=True):
+            joined = mx.concatenate(list(parts), axis=2)
+            for row, target in enumerate(targets):
+                target[:, :, span] = joined[row : row + 1]
+        mx.eval(self._rows)
+        self.done += len(pieces)
+
+    def layers(self, count: int) -> list[list[mx.array]]:
+        """For each cache the arrays of the first ``count`` blocks, which belong to the caller: it is empty then.
+
+        Raises:
+            ValueError: fewer have come.
+        """
+        if self._form is None or count > self.done:
+            raise ValueError(f"{self.done} blocks of {count} are here")
+        rows, self._rows = self._rows, []
+        if count < self.count:
+            rows = [[mx.contiguous(array[:, :, : count * BLOCK_TOKENS]) for array in own] for own in rows]
+        return [[rows[group][row] for group, row in places] for places in json.loads(self._form[0])]
 
 
 def _form(piece: Piece) -> Form:
     return piece.layout, [(array.shape, array.dtype) for array in piece.arrays]
-
-
-def _checked(piece: Piece, form: Form) -> Piece:
-    if _form(piece) != form:
-        raise ValueError("its blocks are of different kinds")
-    return piece
 
 
 def _room(like: mx.array, count: int) -> mx.array:
@@ -310,22 +345,11 @@ def _room(like: mx.array, count: int) -> mx.array:
     return mx.zeros((1, heads, count * BLOCK_TOKENS, size), like.dtype)
 
 
-def _put(rows: Sequence[Sequence[mx.array]], start: int, pieces: Sequence[Piece]) -> int:
-    """Copy blocks to their place; at once, since what waits to be copied would keep them. Tells how many."""
-    span = slice(start * BLOCK_TOKENS, (start + len(pieces)) * BLOCK_TOKENS)
-    for targets, parts in zip(rows, zip(*(piece.arrays for piece in pieces), strict=True), strict=True):
-        joined = mx.concatenate(list(parts), axis=2)
-        for row, target in enumerate(targets):
-            target[:, :, span] = joined[row : row + 1]
-    mx.eval(rows)
-    return len(pieces)
-
-
 def restore(layers: Sequence[Sequence[mx.array]], state: Piece | None, caches: Sequence[Cache]) -> None:
     """Fill empty ``caches``, one a layer, of the classes that the pieces are from.
 
     Args:
-        layers: what :func:`join` has made; it belongs to the caches from now on.
+        layers: what a :class:`Joint` has made; it belongs to the caches from now on.
         state: the snapshot at its end, when there are layers that need it.
 
     Raises:

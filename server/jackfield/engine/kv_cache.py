@@ -5,7 +5,8 @@ leaves. Here joining writes one row, leaving moves the last row into the gap, an
 position. Rows of similar length share a :class:`Slab`.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,28 @@ def arrays(cache: Any) -> Arrays:
     return [keys, values] if isinstance(keys, mx.array) else [*keys, *values]
 
 
+def given_up(cache: Any) -> Arrays:
+    """The same, which the cache holds no more, so that whoever copies them may let each go; nothing if not plain."""
+    if not is_plain(cache):
+        return []
+    held = arrays(cache)
+    cache.keys = cache.values = None
+    return held
+
+
+def grow(cache: Any, empty: Arrays, positions: int) -> None:
+    """Give a plain cache room for so many positions; ``empty`` are arrays of its shapes, see :class:`Rows`."""
+    held = arrays(cache)
+    if held and held[0].shape[2] >= positions:
+        return
+    grown = [mx.zeros((1, like.shape[1], positions, like.shape[3]), like.dtype) for like in empty]
+    for target, source in zip(grown, held or [], strict=bool(held)):
+        target[:, :, : cache.offset] = source[:, :, : cache.offset]
+    mx.eval(grown)
+    half = len(grown) // 2
+    cache.keys, cache.values = grown if half == 1 else (tuple(grown[:half]), tuple(grown[half:]))
+
+
 class Rows:
     """The rows of a decode batch and the slabs they lie in: one object that the caches of all layers share.
 
@@ -48,6 +71,7 @@ class Rows:
         self._rows: list[Row] = []
         self._sizes = sizes
         self._empty = empty
+        self._position_bytes = sum(a.shape[1] * a.shape[3] * a.itemsize for arrays in empty for a in arrays)
         self._offset: mx.array | None = None
         self._order: tuple[mx.array, mx.array] | None = None
 
@@ -80,15 +104,45 @@ class Rows:
         """Bytes held, used or not."""
         return sum(slab.nbytes for slab in self.slabs)
 
+    def nbytes_ahead(self, joining: Sequence[int] = (), count: int = 1) -> int:
+        """The most bytes on the way to ``count`` more positions in every row, and in rows of these lengths that join.
+
+        Slabs are copied one layer after another; what a layer takes on the side does not count.
+        """
+        arriving: dict[int | None, list[int]] = defaultdict(list)
+        for length in joining:
+            arriving[self._sizes.limit(length + count)].append(length + count)
+        ahead = []
+        taken = {slab.limit for slab in self.slabs} | arriving.keys() - {None}
+        for slab in self._largest_first():
+            limit = slab.limit if slab.limit in arriving else self._raised_limit(slab, count, taken)
+            needed = [row.length + count for row in slab.rows]
+            # Who leaves a slab goes last: until then its place is taken.
+            ahead.append((slab, limit, [min(positions, limit) for positions in needed]))
+            for positions in needed:
+                if positions > limit:
+                    arriving[self._sizes.limit(positions)].append(positions)
+            taken |= {limit} | arriving.keys() - {None}
+        held = sum(self._nbytes_of(lengths + arriving.pop(limit, []), slab) for slab, limit, lengths in ahead)
+        alone = [[positions] for positions in arriving.pop(None, [])]
+        return held + sum(map(self._nbytes_of, [*alone, *arriving.values()]))
+
+    def _nbytes_of(self, lengths: Sequence[int], slab: Slab | None = None) -> int:
+        """Bytes of a slab for rows of these lengths, or of the one there is, if that has more."""
+        return max(self._sizes.area(lengths) * self._position_bytes, slab.nbytes if slab else 0)
+
     # Rows that come and go
 
-    def append(self, length: int, layers: Sequence[Arrays]) -> Row:
-        """Take over a row at the end that holds ``length`` positions: arrays [1, KV heads, length or more, width]."""
+    def append(self, length: int, layers: Iterable[Arrays]) -> Row:
+        """Take over a row at the end that holds ``length`` positions: arrays [1, KV heads, length or more, width].
+
+        One layer is taken from ``layers`` after the other; see :meth:`Slab.add`.
+        """
         row = Row(length)
-        layers = [given or empty for given, empty in zip(layers, self._empty, strict=True)]
+        layers = (given or empty for given, empty in zip(layers, self._empty, strict=True))
         slab = self._slab(length + 1)
         if slab.rows:
-            slab.add(row, layers)
+            slab.add(row, layers, 1)
         else:
             slab.adopt(row, layers)
         self._rows.append(row)
@@ -105,17 +159,35 @@ class Rows:
 
     def reserve(self, count: int) -> None:
         """Make room for ``count`` more positions in every row; rows may change their slabs."""
-        for slab in list(self.slabs):
+        for slab in self._largest_first():
+            slab.limit = self._raised_limit(slab, count, {slab.limit for slab in self.slabs})
             outgrown = [row for row in slab.rows if row.length + count > slab.limit]
             if outgrown:
                 self._move(outgrown, slab, count)
         for slab in self.slabs:
             slab.reserve(count)
 
+    def trim(self) -> None:
+        """Give back all room that one more position in each row does not need."""
+        for slab in self.slabs:
+            slab.trim()
+
+    def _largest_first(self) -> list[Slab]:
+        # A slab's rows leave before those of the next smaller one may take its place.
+        return sorted(self.slabs, key=lambda slab: slab.limit, reverse=True)
+
+    def _raised_limit(self, slab: Slab, count: int, taken: Collection[int | None]) -> int:
+        """The slab's limit, or that of the class into which all of its rows grow, if nobody is there yet."""
+        limits = {self._sizes.limit(row.length + count) for row in slab.rows}
+        limit = limits.pop()
+        if limits or limit in taken or (limit is None and len(slab.rows) > 1):
+            return slab.limit
+        return max(limit or NEVER, slab.limit)
+
     def _move(self, rows: Sequence[Row], source: Slab, count: int) -> None:
         for row in rows:
             target = self._slab(row.length + count)
-            target.add(row, [source.views(row, layer) for layer in range(len(self._empty))])
+            target.add(row, (source.views(row, layer) for layer in range(len(self._empty))), count)
         source.keep(set(source.rows) - set(rows))
         self._moved()
 

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+LARGEST_SLICE, SMALLEST_SLICE = 2048, 16
+"""Tokens. Fewer than the smallest take as long as these: weights have to be read once anyway."""
+
+SCORED_SLICE = 128
+"""The most prompt tokens that are scored in one go: their logits are needed, each as long as the vocabulary."""
+
 QUICK = 0.3
 """Weight of the newest measurement in a running mean."""
 
@@ -20,11 +26,10 @@ class PrefillPace:
     """Seconds for a slice when there is nobody else."""
     in_line: float = 0.25
     """Seconds for a slice when other prompts are to be processed, but nobody is being answered."""
-    smallest: int = 16
-    """Fewer tokens than these take as long as these: weights have to be read once anyway."""
+    smallest: int = SMALLEST_SLICE
     smallest_shared: int = 4
     """The same for a slice that shares its pass through the model with a step, which reads them for both."""
-    largest: int = 2048
+    largest: int = LARGEST_SLICE
     rate: float = 256.0
     """Prompt tokens a second in long slices."""
     slow_rate: float = 256.0

@@ -8,11 +8,8 @@ be used only up to a block after which there is a snapshot of that state.
 Everything here runs on the engine thread.
 """
 
-import logging
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from time import monotonic
 
 import mlx.core as mx
@@ -23,19 +20,15 @@ from jackfield.engine.blocks import (
     Cache,
     Key,
     Link,
-    Record,
     chain,
     cut,
-    join,
-    restore,
+    keys_of,
     reusable,
     snapshot,
     stateful,
 )
-from jackfield.engine.disk_cache import DiskCache, Reading
-from jackfield.engine.request import CacheUse, MissReason
-
-logger = logging.getLogger(__name__)
+from jackfield.engine.disk_cache import DiskCache
+from jackfield.engine.lookup import Lookup
 
 GHOSTS = 1 << 16
 """Blocks that are remembered after they have had to go, to tell why a request missed them."""
@@ -45,8 +38,8 @@ PERSIST_BYTES = 32 << 20
 """What a call of ``store`` copies for the disk at most, of blocks that have proved useful: about 10 ms."""
 SPILL_BYTES = 16 << 20
 """What may wait for the disk when memory is to be freed: a block that waits takes as much as before."""
-LOOK_SECONDS = 0.05
-"""Who waits for the disk looks this often whether it still answers."""
+READ_BYTES = 64 << 20
+"""What all lookups together may have read from disk, or be reading, before it is put to its place."""
 
 
 class PrefixCache:
@@ -66,6 +59,8 @@ class PrefixCache:
         self.stateful = stateful
         self.nbytes = 0
         """Of all blocks; the allocator's rounding up does not count."""
+        self.in_flight = 0
+        """Bytes that lookups have asked the disk for and not put to their place, in addition to ``nbytes``."""
         self.evictions = 0
         self.generation = 0
         """Grows whenever everything is forgotten; what was found before that is suspect."""
@@ -96,7 +91,7 @@ class PrefixCache:
         """Bytes of memory that blocks take, beyond ``nbytes``, while they wait to be written to disk."""
         return 0 if self.disk is None else self.disk.queued_bytes
 
-    def lookup(self, tokens: Sequence[int]) -> "Lookup":
+    def lookup(self, tokens: Sequence[int]) -> Lookup:
         """The longest chain of blocks that starts ``tokens``: all of a prompt that need not run through the model."""
         return Lookup(self, tokens)
 
@@ -124,7 +119,7 @@ class PrefixCache:
             self.persist(PERSIST_BYTES)
 
     def _store(self, links: Sequence[Link], caches: Sequence[Cache], with_state: bool) -> None:
-        keys = _keys(links, with_state)
+        keys = keys_of(links, with_state)
         self.touch(keys)
         state = [_state(links[-1], caches)] if with_state and links and keys[-1] not in self._blocks else []
         try:
@@ -160,18 +155,24 @@ class PrefixCache:
             self._blocks[block.key] = block
             self.nbytes += block.nbytes
 
-    def adopt(self, blocks: Iterable[Block], keys: Sequence[Key]) -> Generator[Block, None, None]:
-        """Pass on ``blocks``, those of a chain, parents first, and take them in as far as the budget allows."""
-        self.touch(keys)
-        pinned, fits = frozenset(keys), True
-        try:
-            for block in blocks:
-                if fits and block.key not in self._blocks:
-                    fits = self._make_room(block.nbytes, pinned)
-                    self._add([block] if fits else [])
-                yield block
-        finally:
-            self.touch(keys)
+    def adopt(self, block: Block, pinned: frozenset[Key]) -> bool:
+        """Take in a block from disk if the budget allows, without evicting any that is ``pinned``; tells whether."""
+        if block.key not in self._blocks:
+            if not self._make_room(block.nbytes, pinned):
+                return False
+            self._add([block])
+        return True
+
+    def begin_reading(self, nbytes: int) -> bool:
+        """Whether a lookup may have so many bytes read from disk now; it says when they are read no more."""
+        if self.in_flight and self.in_flight + nbytes > READ_BYTES:
+            return False
+        self.in_flight += nbytes
+        return True
+
+    def end_reading(self, nbytes: int) -> None:
+        """What was read has been put to its place."""
+        self.in_flight -= nbytes
 
     def find(self, key: Key) -> Block | None:
         """A block that is in memory."""
@@ -250,7 +251,7 @@ class PrefixCache:
 
     def forget(self, links: Sequence[Link]) -> None:
         """Forget all blocks of a chain, on disk too."""
-        keys = [*_keys(links, False), *(("state", link.digest) for link in links)]
+        keys = [*keys_of(links, False), *(("state", link.digest) for link in links)]
         for key in keys:
             if key in self._blocks:
                 self._forget(key)
@@ -278,166 +279,6 @@ class PrefixCache:
         """Write what waits to be written, for at most ``timeout`` seconds, and let the disk go."""
         if self.disk is not None:
             self.disk.close(timeout)
-
-
-class Lookup:
-    """What was found for a prompt, some of it perhaps still to be read from disk.
-
-    Holds on to what it has found, even if that is evicted meanwhile and those bytes no longer count; so it should
-    not live long: ``restore`` or ``cancel`` it.
-    """
-
-    def __init__(self, cache: PrefixCache, tokens: Sequence[int]) -> None:
-        self._cache = cache
-        self._generation = cache.generation
-        self._links = chain(tokens) if cache.enabled else []
-        self._blocks: dict[Key, Block] = {}
-        self._records: dict[Key, Record] = {}
-        self._reading: Reading | None = None
-        self._unreadable: set[Key] = set()
-        self._damaged = False
-        self._gave_up = False
-        self._plan()
-
-    def _plan(self) -> None:
-        """Decide what to take, and begin to read what of it is on disk."""
-        cache, links = self._cache, self._links
-        self._known = next((n for n, link in enumerate(links) if not self._has(("kv", link.digest))), len(links))
-        self._usable = self._last_snapshot() if cache.stateful else self._known
-        self._keys = _keys(links[: self._usable], cache.stateful)
-        self._blocks = {key: block for key in self._keys if (block := self._blocks.get(key) or cache.find(key))}
-        cache.touch([*self._keys, *_keys(links[self._usable : self._known], False)])
-        missing = [key for key in self._keys if key not in self._blocks and key not in self._records]
-        self._reading = cache.disk.read(missing) if cache.disk is not None and missing else None
-
-    def _last_snapshot(self) -> int:
-        links = self._links
-        return next((n for n in range(self._known, 0, -1) if self._has(("state", links[n - 1].digest))), 0)
-
-    def _has(self, key: Key) -> bool:
-        cache = self._cache
-        in_memory = key in self._blocks or key in self._records or cache.find(key) is not None
-        return in_memory or (not self._gave_up and self._readable(key))
-
-    def _readable(self, key: Key) -> bool:
-        disk = self._cache.disk
-        return disk is not None and disk.holds(key) and key not in self._unreadable
-
-    @property
-    def branch(self) -> int:
-        """How many tokens other prompts share with this one beyond what can be taken over, a multiple of BLOCK_TOKENS.
-
-        Where it is worth while to stop reading this prompt and store a snapshot; 0 when that is nowhere.
-        """
-        return self._known * BLOCK_TOKENS if self._known > self._usable else 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether everything is here; when a file turns out to be gone or bad, reading goes on with what is left.
-
-        Gives up by itself when the disk does not answer.
-        """
-        while self._reading is not None and self._reading.done.is_set():
-            self._collect(self._reading)
-        if self._reading is not None and self._cache.disk is not None and self._cache.disk.late(self._reading):
-            logger.warning("The prefix cache on disk does not answer in time; a prompt is computed instead.")
-            self.give_up()
-        return self._reading is None
-
-    def _collect(self, reading: Reading) -> None:
-        self._reading = None
-        # Its thread may still be adding to it.
-        records = list(reading.records)
-        self._records.update((record.key, record) for record in records)
-        if len(records) < len(reading.keys):
-            self._damaged |= reading.damaged
-            self._unreadable.add(reading.keys[len(records)])
-            self._plan()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything is here, for at most ``timeout`` seconds; tells whether it is."""
-        deadline = monotonic() + timeout if timeout is not None else float("inf")
-        while not self.ready and (left := deadline - monotonic()) > 0:
-            if self._reading is not None:
-                self._reading.done.wait(min(left, LOOK_SECONDS))
-        return self.ready
-
-    def cancel(self) -> None:
-        """Read no further; for a request that nobody waits for any more."""
-        if self._reading is not None:
-            self._reading.cancelled = True
-
-    def give_up(self) -> None:
-        """Read no further, and make do with what is in memory, or has been read by now."""
-        self._gave_up = True
-        if self._reading is not None:
-            self.cancel()
-            self._collect(self._reading)
-
-    def restore(self, caches: Sequence[Cache]) -> CacheUse:
-        """Fill empty ``caches``, one a layer, with what was found; waits for it if it is not ``ready``.
-
-        What came from disk is put into memory, as far as the budget allows. What turns out not to fit the caches is
-        forgotten, and they stay empty.
-        """
-        self.wait()
-        if self._generation != self._cache.generation:
-            return CacheUse(miss="evicted")
-        use = CacheUse(self._usable * BLOCK_TOKENS, self._from_disk(), self._miss())
-        try:
-            if self._usable:
-                self._fill(caches)
-        except (LookupError, TypeError, ValueError) as error:
-            logger.warning("What the prefix cache had does not fit the model, and is forgotten: %s", error)
-            self._cache.forget(self._links)
-            return CacheUse(miss="damaged")
-        return use
-
-    def _fill(self, caches: Sequence[Cache]) -> None:
-        with closing(self._cache.adopt(self._take(), self._keys)) as blocks:
-            layers = join((block.piece for block in islice(blocks, self._usable)), self._usable)
-            state = next(blocks).piece if self._cache.stateful else None
-            restore(layers, state, caches)
-        self._cache.hit(self._keys)
-
-    def _take(self) -> Iterator[Block]:
-        """All blocks in order, which are not held on to any more."""
-        for key in self._keys:
-            yield self._blocks.pop(key) if key in self._blocks else self._records.pop(key).block()
-
-    def _from_disk(self) -> int:
-        # A state stands for all tokens before it.
-        if self._keys[self._usable :] and self._keys[-1] in self._records:
-            return self._usable * BLOCK_TOKENS
-        return BLOCK_TOKENS * sum(key in self._records for key in self._keys)
-
-    def _miss(self) -> MissReason | None:
-        if not self._cache.enabled:
-            return "off"
-        if not self._links:
-            return "short"
-        if self._usable == len(self._links):
-            return None
-        if self._damaged:
-            return "damaged"
-        if self._gave_up:
-            return "evicted"
-        return self._without_snapshot() if self._known > self._usable else self._without_block()
-
-    def _without_snapshot(self) -> MissReason:
-        beyond = self._links[self._usable : self._known]
-        return "evicted" if self._cache.had(("state", link.digest) for link in beyond) else "no_snapshot"
-
-    def _without_block(self) -> MissReason:
-        if self._cache.had([("kv", self._links[self._known].digest)]):
-            return "evicted"
-        return "diverged" if self._known else "new"
-
-
-def _keys(links: Sequence[Link], with_state: bool) -> list[Key]:
-    """The keys of a chain, and of the state after it."""
-    keys: list[Key] = [("kv", link.digest) for link in links]
-    return [*keys, ("state", links[-1].digest)] if with_state and links else keys
 
 
 def _positions(number: int, link: Link, caches: Sequence[Cache]) -> Block:

@@ -3,8 +3,15 @@
 import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from jackfield.engine.sequence import Sequence
+
+PASSING_SECONDS = 10.0
+"""By how much a request may be behind the first one in rank and still pass it, as long as only that has no room."""
+
+PASSING_REQUESTS = 8
+"""How many are looked at, so that a long queue does not hold up every step."""
 
 
 def _rank(sequence: Sequence) -> float:
@@ -28,13 +35,23 @@ class WaitingQueue:
         """Whose turn it is."""
         return self._sequences[0] if self._sequences else None
 
+    def candidates(self) -> Iterator[Sequence]:
+        """Who may go next, by rank: the first, and those not far behind, which may be small enough to pass it.
+
+        Nobody who comes later than PASSING_SECONDS after the first passes it, so it does not wait for ever.
+        """
+        for sequence in islice(self._sequences, PASSING_REQUESTS):
+            if sequence.rank <= self._sequences[0].rank + PASSING_SECONDS:
+                yield sequence
+
     def put(self, sequence: Sequence) -> None:
         """Add a sequence at its place."""
         bisect.insort(self._sequences, sequence, key=_rank)
 
-    def take(self) -> Sequence:
-        """Remove the first one."""
-        return self._sequences.pop(0)
+    def take(self, sequence: Sequence) -> Sequence:
+        """Remove one that is there; returns it."""
+        self._sequences.remove(sequence)
+        return sequence
 
     def remove(self, leaves: Callable[[Sequence], bool]) -> list[Sequence]:
         """Remove all that ``leaves`` says so of; returns them."""

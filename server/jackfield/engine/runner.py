@@ -6,7 +6,7 @@ changes its interface with every release.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,17 @@ from mlx import nn
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_prompt_cache
 
 from jackfield.engine.attention import attend_by_slab
-from jackfield.engine.kv_cache import FusedKVCache, PromptSlice, RowKVCache, Rows, arrays, is_plain, row_cache
+from jackfield.engine.kv_cache import (
+    FusedKVCache,
+    PromptSlice,
+    RowKVCache,
+    Rows,
+    arrays,
+    given_up,
+    grow,
+    is_plain,
+    row_cache,
+)
 from jackfield.engine.logprobs import logprobs, token_events
 from jackfield.engine.request import TokenEvent
 from jackfield.engine.slab import ONE_SLAB, Arrays, Row, SlabSizes
@@ -59,6 +69,7 @@ class Runner:
         self.bytes_per_token = sum(map(_growing_bytes, sample))
         """Bytes that one more position of a row takes, in all layers."""
         self._fixed_bytes = sum(map(_fixed_bytes, sample))
+        self._nested_bytes = sum(_growing_bytes(cache) for cache in sample if not is_plain(cache))
         self._empty = [_empty(cache) for cache in sample]
         self.ragged = self._attends_by_slab(sample)
         """Whether rows lie in slabs with others of their length; otherwise each takes as much as the longest."""
@@ -75,7 +86,17 @@ class Runner:
 
     def batch(self) -> "CacheBatch":
         """The caches of an empty decode batch."""
-        return CacheBatch(self.start(), self._empty, self._sizes)
+        return CacheBatch(self.start(), self._empty, self._sizes, self._other_bytes)
+
+    def reserve(self, caches: Sequence[Cache], positions: int) -> None:
+        """Make room for a sequence of so many positions, so that its caches need not be copied while it is read."""
+        for cache, empty in zip(caches, self._empty, strict=True):
+            if empty:
+                grow(cache, empty, self._sizes.round_up(positions))
+
+    def _other_bytes(self, rows: int, longest: int) -> int:
+        """Bytes of the layers whose caches are batched by mlx-lm, with so many rows of up to ``longest`` positions."""
+        return rows * (self._sizes.round_up(longest) * self._nested_bytes + self._fixed_bytes)
 
     def row_bytes(self, length: int) -> int:
         """Bytes that a row of ``length`` positions takes in the decode batch, those of other kinds of layers included.
@@ -246,10 +267,18 @@ class CacheBatch:
         like: one sequence's empty caches.
         empty: the arrays of those that are plain, see :class:`Rows`; an empty list for others.
         sizes: which rows share a slab.
+        other_bytes: tells what all layers that are not plain take, for a number of rows and the longest one's length.
     """
 
-    def __init__(self, like: Sequence[Cache], empty: Sequence[Arrays], sizes: SlabSizes) -> None:
+    def __init__(
+        self,
+        like: Sequence[Cache],
+        empty: Sequence[Arrays],
+        sizes: SlabSizes,
+        other_bytes: Callable[[int, int], int] = lambda *_: 0,
+    ) -> None:
         self.rows = Rows(sizes, empty)
+        self._other_bytes = other_bytes
         self.layers: list[Cache] = [
             row_cache(self.rows, layer, cache) if is_plain(cache) else None for layer, cache in enumerate(like)
         ]
@@ -260,7 +289,7 @@ class CacheBatch:
 
     def join(self, caches: Sequence[Cache], length: int) -> None:
         """Take over one sequence's caches, which hold ``length`` positions, as the last row: nobody may use them on."""
-        row = self.rows.append(length, [arrays(cache) if is_plain(cache) else [] for cache in caches])
+        row = self.rows.append(length, map(given_up, caches))
         for layer in self._others:
             joining = caches[layer].merge([caches[layer]])
             if self.layers[layer] is None:
@@ -293,8 +322,22 @@ class CacheBatch:
     @property
     def nbytes(self) -> int:
         """Bytes held, used or not."""
+        return self.rows.nbytes + self._others_nbytes
+
+    def nbytes_ahead(self, joining: Sequence[int] = ()) -> int:
+        """The most bytes on the way to one more position in every row, and in rows of these lengths that join."""
+        lengths = [*self.rows.lengths, *joining]
+        others = self._other_bytes(len(lengths), max(lengths, default=-1) + 1) if self._others else 0
+        return self.rows.nbytes_ahead(joining) + max(self._others_nbytes, others)
+
+    @property
+    def _others_nbytes(self) -> int:
         others = (self.layers[layer] for layer in self._others)
-        return self.rows.nbytes + sum(int(cache.nbytes) for cache in others if cache is not None)
+        return sum(int(cache.nbytes) for cache in others if cache is not None)
+
+    def trim(self) -> None:
+        """Give back what is not needed."""
+        self.rows.trim()
 
     def _follow(self) -> None:
         """Bring the rows of the other layers into the order of the slabs."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from jackfield.engine.batch import DecodeBatch
 from jackfield.engine.blocks import BLOCK_TOKENS
 from jackfield.engine.kv_cache import PromptSlice
-from jackfield.engine.memory import MemoryGuard, Pressure
-from jackfield.engine.pace import PrefillPace
+from jackfield.engine.memory import MemoryGuard
+from jackfield.engine.pace import SCORED_SLICE, PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.queue import WaitingQueue
 from jackfield.engine.request import (
@@ -20,22 +20,14 @@ from jackfield.engine.request import (
     StartEvent,
     TokenEvent,
 )
+from jackfield.engine.room import Room
 from jackfield.engine.runner import Runner
 from jackfield.engine.sequence import Sequence
 from jackfield.engine.statistics import Statistics
 from jackfield.errors import DeadlineExceededError, JackfieldError, MemoryPressureError
 
-SCORED_SLICE = 128
-"""The most prompt tokens that are scored in one go."""
-
 READERS = 4
 """Prompts that are processed in turns. A short one need not wait for a long one, and each holds its caches."""
-
-GROWTH = 256
-"""Tokens of an answer for which there must be room before its request is let in."""
-
-REFUSING_SECONDS = 30.0
-"""While memory is nearly gone and nobody is left to make room, requests wait for so long."""
 
 STORE_TOKENS = 256
 """While a long prompt is processed, the prefix cache is given this many tokens at a time."""
@@ -61,15 +53,14 @@ class Scheduler:
     waiting: WaitingQueue = field(default_factory=WaitingQueue)
     reading: list[Sequence] = field(default_factory=list)
     batch: DecodeBatch = field(init=False)
+    room: Room = field(init=False)
     _turns: int = 0
-    _cache_budget: int = field(init=False)
     _full: bool = False
     """Somebody had to make room: nobody gets in before somebody has ended, or they would push each other out."""
-    _refusing_since: float | None = None
 
     def __post_init__(self) -> None:
         self.batch = DecodeBatch(self.runner)
-        self._cache_budget = self.prefix_cache.budget
+        self.room = Room(self.runner, self.guard, self.prefix_cache, self.batch, self.reading)
 
     @property
     def idle(self) -> bool:
@@ -118,7 +109,7 @@ class Scheduler:
             if sequence.lookup is not None:
                 sequence.lookup.cancel()
         self.reading.clear()
-        self.batch = DecodeBatch(self.runner)
+        self.batch = self.room.batch = DecodeBatch(self.runner)
         self.prefix_cache.clear()
         self.runner.release()
         self._count()
@@ -128,68 +119,23 @@ class Scheduler:
         self.prefix_cache.flush()
         self.prefix_cache.close()
 
-    # --- Memory --------------------------------------------------------------------------------------------------
-
-    @property
-    def held(self) -> int:
-        """Bytes that requests have or have been promised."""
-        return self.batch.nbytes + sum(map(self._need, self.reading))
+    # --- Making room ---------------------------------------------------------------------------------------------
 
     def relieve(self) -> None:
         """See to it that memory suffices: first the prefix cache gives way, then the last requests to come."""
-        lacking = self._lacking()
-        # Rows grow on their own, so even without new requests they may have come to take all the room.
-        room = self.guard.room - self.held
-        self._give_way(min(room, self.prefix_cache.nbytes - lacking) if lacking else room)
-        self._set_pressure(self._lacking())
-        while self._busy > 1 and (self.guard.room < self.held or self.guard.pressure is Pressure.REFUSING):
-            self._preempt(max((*self.batch.sequences, *self.reading), key=lambda sequence: sequence.rank))
-            self._set_pressure(self._lacking())
+        self.room.relieve()
+        while self.room.overfull:
+            self._preempt(self.room.last)
+            self.room.look()
 
-    def _lacking(self) -> int:
-        """Bytes that are missing, once what MLX keeps for later has been given back."""
-        lacking = self.guard.lacking()
-        if lacking:
-            self.runner.release()
-            lacking = self.guard.lacking(fresh=True)
-        return lacking
-
-    def _give_way(self, room: int) -> None:
-        """Let the prefix cache have its budget, or the room that is left."""
-        budget = max(0, min(self._cache_budget, room))
-        if budget != self.prefix_cache.budget:
-            self.prefix_cache.budget = budget
-
-    def _set_pressure(self, lacking: int) -> None:
-        if lacking:
-            self.guard.pressure = Pressure.REFUSING if self.guard.critical else Pressure.SLOWING
-        else:
-            cramped = self.prefix_cache.budget < self._cache_budget
-            self.guard.pressure = Pressure.EVICTING if cramped else Pressure.NONE
-        if self.guard.pressure is not Pressure.REFUSING:
-            self._refusing_since = None
-        elif self._refusing_since is None:
-            self._refusing_since = time.monotonic()
-
-    @property
-    def _busy(self) -> int:
-        return len(self.batch) + len(self.reading)
-
-    def _need(self, sequence: Sequence) -> int:
-        return self.runner.row_bytes(self._length_ahead(sequence))
-
-    def _more(self, sequence: Sequence) -> int:
-        """Bytes that are held in addition once it is let in."""
-        if self.runner.ragged:
-            return self._need(sequence)
-        # All rows become as long as the longest.
-        everybody = (*self.batch.sequences, *self.reading, sequence)
-        return len(everybody) * max(map(self._need, everybody)) - self.held
-
-    @staticmethod
-    def _length_ahead(sequence: Sequence) -> int:
-        """Tokens for which there must be room: the answer's first ones included, or all if there are fewer."""
-        return min(sequence.length + GROWTH, len(sequence.request.prompt) + sequence.request.max_tokens)
+    def _make_room(self, joining: Sequence) -> bool:
+        """The same for one that is to join the batch; False when it had to make room itself."""
+        while self.room.lacks(joining):
+            last = self.room.last
+            self._preempt(last)
+            if last is joining:
+                return False
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         if sequence in self.reading:
@@ -206,44 +152,35 @@ class Scheduler:
     # --- Getting in ----------------------------------------------------------------------------------------------
 
     def _admit(self, events: Events) -> None:
-        if not self._busy:
+        if not self.room.busy:
             self._full = False
         while (first := self.waiting.first) and self._has_place():
-            if self._fits(first):
-                self._start(self.waiting.take())
-            elif self._busy:
+            if not self.room.could_hold(first):
+                self._fail(self.waiting.take(first), MemoryPressureError(), events)
+            elif fitting := next(filter(self.room.admits, self.waiting.candidates()), None):
+                self._start(self.waiting.take(fitting))
+            elif self.room.busy:
                 return
-            elif self.guard.pressure is Pressure.REFUSING and not self._refused_for_long():
+            elif not self.room.refused_for_long:
                 # Other programs may give memory back at any moment.
                 time.sleep(0.02)
                 return
             else:
-                self._fail(self.waiting.take(), MemoryPressureError(), events)
+                self._fail(self.waiting.take(first), MemoryPressureError(), events)
 
     def _has_place(self) -> bool:
         working = sum(sequence.lookup is None for sequence in self.reading)
-        return not self._full and working < READERS and self._busy < self.max_batch
-
-    def _fits(self, sequence: Sequence) -> bool:
-        if self._busy:
-            calm = self.guard.pressure < Pressure.SLOWING
-            return calm and self.held + self._more(sequence) <= self.guard.room
-        # Nobody else can make room, so it may have all there is.
-        alone = self.runner.lone_row_bytes(self._length_ahead(sequence))
-        return self.guard.pressure < Pressure.REFUSING and alone <= self.guard.pool
-
-    def _refused_for_long(self) -> bool:
-        since = self._refusing_since
-        return since is not None and time.monotonic() - since > REFUSING_SECONDS
+        return not self._full and working < READERS and self.room.busy < self.max_batch
 
     def _start(self, sequence: Sequence) -> None:
         """Room for the prompt is promised; what the prefix cache has may come from disk, which takes a while."""
         self.reading.append(sequence)
-        self._give_way(min(self.prefix_cache.budget, self.guard.room - self.held))
         sequence.caches = self.runner.start()
         if not sequence.scores_prompt:
             # The last token always runs through the model, since its logits are the next one's.
             sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1])
+        # What was found is the last to give way.
+        self.room.give_way()
 
     def _started(self, sequence: Sequence, events: Events) -> None:
         """What the prefix cache had is there."""
@@ -253,6 +190,7 @@ class Scheduler:
             sequence.cache_use = lookup.restore(sequence.caches)
             sequence.processed = sequence.stored = sequence.cache_use.tokens
             sequence.snapshots = self._snapshots(sequence, lookup.branch)
+        self.runner.reserve(sequence.caches, sequence.length)
         if sequence.started is None:
             sequence.started = time.monotonic()
             self._count_start(sequence)
@@ -310,7 +248,8 @@ class Scheduler:
     def _next_reader(self, events: Events) -> Sequence | None:
         """Whose prompt goes on: in turns the first in rank, so that it ends, and the one that needs least."""
         for sequence in [s for s in self.reading if s.started is None or s.lookup is not None]:
-            if sequence.lookup is None or sequence.lookup.ready:
+            # One that begins may have pushed out another.
+            if sequence in self.reading and (sequence.lookup is None or sequence.lookup.ready):
                 self._started(sequence, events)
                 if not sequence.remaining:
                     self._begin(sequence, events)
@@ -328,7 +267,6 @@ class Scheduler:
     def _next_slice(self, sequence: Sequence, *, shared: bool = False) -> tuple[int, ...]:
         size = self.pace.slice(len(self.batch), len(self.reading), shared=shared)
         if sequence.scores_prompt:
-            # Here the slice's logits are needed, each as long as the vocabulary.
             size = min(size, SCORED_SLICE)
         return sequence.tokens[sequence.processed : self._end_of_slice(sequence, size)]
 
@@ -352,14 +290,15 @@ class Scheduler:
             self._remember(sequence.tokens[: sequence.processed], sequence)
 
     def _begin(self, sequence: Sequence, events: Events) -> None:
-        """The prompt has been read: the answer begins, or goes on."""
-        self.reading.remove(sequence)
+        """The prompt has been read: the answer begins, or goes on, or waits until there is room for it."""
         if sequence.scores_prompt:
             scored = (TokenEvent(sequence.request.prompt[0]), *sequence.scored)
             events.append((sequence.request.id, PromptLogprobsEvent(scored)))
         sequence.answering = sequence.answering or time.monotonic()
         self._remember(sequence.tokens[:-1], sequence)
-        self.batch.join(sequence)
+        if self._make_room(sequence):
+            self.reading.remove(sequence)
+            self.batch.join(sequence)
 
     # --- Answering -----------------------------------------------------------------------------------------------
 
@@ -444,7 +383,7 @@ class Scheduler:
     def _count(self) -> None:
         counts, cache = self.statistics, self.prefix_cache
         counts.waiting, counts.reading, counts.running = len(self.waiting), len(self.reading), len(self.batch)
-        counts.kv_bytes = self.held
+        counts.kv_bytes = self.room.held
         counts.cache_bytes = {"memory": cache.nbytes, "disk": cache.disk.nbytes if cache.disk else 0}
         counts.evictions = {"memory": cache.evictions, "disk": cache.disk.evictions if cache.disk else 0}
         counts.device_bytes = self.runner.device_bytes()

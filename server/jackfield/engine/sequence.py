@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from jackfield.engine.grammar import GrammarMatcher
-from jackfield.engine.prefix_cache import Lookup
+from jackfield.engine.lookup import Lookup
 from jackfield.engine.request import CacheUse, FinishEvent, FinishReason, GenerationRequest, TokenEvent
 from jackfield.engine.runner import Cache
 from jackfield.errors import JackfieldError

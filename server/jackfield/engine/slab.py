@@ -5,13 +5,17 @@ with others of their class, and what the batch holds is linear in what its rows 
 """
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import mlx.core as mx
 
 Arrays = list[mx.array]
 """One layer's keys and values, [slots, KV heads, positions, width] each: two arrays, or six when they are quantized."""
+
+Size = tuple[int, int]
+"""Slots and positions of a slab."""
 
 LENGTH_STEP = 256
 """Slabs grow by this many positions, so that growing is rare."""
@@ -51,11 +55,20 @@ class SlabSizes:
 
     def room(self, positions: int) -> int:
         """Positions that such a row takes at most, those included that only others of its slab use."""
-        return self.limit(positions) or self.round_up(positions)
+        return self.round_up(self.limit(positions) or positions)
 
     def round_up(self, positions: int) -> int:
         """Positions that a slab has for rows of that length."""
         return -(-positions // self.step) * self.step
+
+    def slots(self, rows: int) -> int:
+        """Slots that a slab has for so many rows: up to a quarter more, so that not each that joins moves the rest."""
+        unit = 1 << max(rows.bit_length() - 3, 0)
+        return -(-rows // unit) * unit
+
+    def area(self, lengths: Collection[int]) -> int:
+        """Slots times positions that a slab has for rows of these lengths."""
+        return self.slots(len(lengths)) * self.round_up(max(lengths, default=0))
 
 
 ONE_SLAB = SlabSizes(smallest=sys.maxsize, largest=sys.maxsize)
@@ -76,7 +89,7 @@ class Slab:
         self.rows: list[Row] = []
         self.layers = [list(arrays) for arrays in empty]
         self._sizes = sizes
-        self._slots = self._capacity = 0
+        self._size: Size = 0, 0
         self._index: tuple[mx.array, mx.array] | None = None
         self._mask: mx.array | None = None
 
@@ -97,22 +110,30 @@ class Slab:
 
     # Rows that come and go
 
-    def adopt(self, row: Row, layers: Sequence[Arrays]) -> None:
+    def adopt(self, row: Row, layers: Iterable[Arrays]) -> None:
         """Take these arrays, which hold ``row`` alone, for an empty slab's own: nothing is copied."""
         self.layers = [list(arrays) for arrays in layers]
-        self._slots, self._capacity = next((arrays[0].shape[::2] for arrays in layers if arrays), (0, 0))
+        slots, _, capacity, _ = next((arrays[0].shape for arrays in self.layers if arrays), (0, 0, 0, 0))
+        self._size = slots, capacity
         self.rows.append(row)
         self.changed()
         self._cut()
 
-    def add(self, row: Row, layers: Sequence[Arrays]) -> None:
-        """Copy a row, [1, KV heads, length or more, width] in each layer, into the next slot."""
+    def add(self, row: Row, layers: Iterable[Arrays], count: int) -> None:
+        """Copy a row, [1, KV heads, length or more, width] in each layer, into the next slot.
+
+        There is room for ``count`` more positions of it then. One layer is taken from ``layers`` after the other, so
+        that each can go before the next is copied.
+        """
         slot = len(self.rows)
         self.rows.append(row)
         self.changed()
-        self.reserve(0)
+        size = self._grown(max(self.longest, row.length + count))
         for held, given in zip(self.layers, layers, strict=True):
+            self._resize_layer(held, size)
             _write(held, slot, row.length, given)
+            del given
+        self._size = size
 
     def views(self, row: Row, layer: int) -> Arrays:
         """What a row holds, [1, KV heads, length, width]: views, of which copies have to be made at once."""
@@ -148,31 +169,47 @@ class Slab:
 
     def reserve(self, count: int) -> None:
         """Make room for all rows and ``count`` more positions in each."""
-        rows, positions = len(self.rows), self.longest + count
-        # A few slots more, so that not every row that joins moves all the others.
-        slots = self._slots if rows <= self._slots else max(rows, self._slots * 5 // 4)
-        capacity = self._capacity if positions <= self._capacity else self._sizes.round_up(positions)
-        self._resize(slots, capacity)
+        self._resize(self._grown(self.longest + count))
+
+    def trim(self) -> None:
+        """Give back all room that one more position in each row does not need."""
+        needed = self._needed(self.longest + 1)
+        if prod(needed) < prod(self._size):
+            self._resize(needed)
+
+    def _needed(self, positions: int) -> Size:
+        return self._sizes.slots(len(self.rows)), self._sizes.round_up(positions)
+
+    def _grown(self, positions: int) -> Size:
+        slots, capacity = self._size
+        if len(self.rows) <= slots and positions <= capacity:
+            return self._size
+        # All is copied then, so that nothing that is not needed is kept.
+        return self._needed(positions)
 
     def _cut(self) -> None:
-        rows, positions = len(self.rows), self._sizes.round_up(self.longest)
         share, whole = SLACK
-        if whole * rows * positions < share * self._slots * self._capacity:
-            self._resize(rows, positions)
+        needed = self._needed(self.longest)
+        if whole * prod(needed) < share * prod(self._size):
+            self._resize(needed)
 
-    def _resize(self, slots: int, capacity: int) -> None:
-        if (slots, capacity) == (self._slots, self._capacity):
+    def _resize(self, size: Size) -> None:
+        if size == self._size:
             return
-        rows, positions = min(slots, self._slots), min(capacity, self._capacity)
-        for arrays in self.layers:
-            for index, held in enumerate(arrays):
-                _, heads, _, width = held.shape
-                resized = mx.zeros((slots, heads, capacity, width), held.dtype)
-                resized[:rows, :, :positions] = held[:rows, :, :positions]
-                arrays[index] = resized
-            # One layer at a time: the old arrays and the new ones of all layers may not fit together.
-            mx.eval(arrays)
-        self._slots, self._capacity = slots, capacity
+        for held in self.layers:
+            self._resize_layer(held, size)
+        self._size = size
+
+    def _resize_layer(self, held: Arrays, size: Size) -> None:
+        """One layer at a time: the old arrays and the new ones of all layers may not fit together."""
+        if size == self._size:
+            return
+        rows, positions = map(min, size, self._size)
+        for index, array in enumerate(held):
+            resized = mx.zeros((size[0], array.shape[1], size[1], array.shape[3]), array.dtype)
+            resized[:rows, :, :positions] = array[:rows, :, :positions]
+            held[index] = resized
+        mx.eval(held)
 
     # Steps
 

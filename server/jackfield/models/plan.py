@@ -3,10 +3,13 @@
 All sizes are bytes. `plan_memory` is arithmetic alone; `plan_architecture` and `plan_network` feed it.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from jackfield.engine.pace import LARGEST_SLICE, SCORED_SLICE, SMALLEST_SLICE
+from jackfield.engine.slab import LENGTH_STEP, SlabSizes
 from jackfield.models.architecture import Architecture, DeviceKind, LayerState, ServedType, measure
 from jackfield.models.loading import HEADROOM_BYTES, Dtype, Network
 from jackfield.models.memory import host_memory
@@ -16,8 +19,10 @@ KVBits = Literal[8, 4]
 
 KV_BITS: tuple[KVBits, ...] = (8, 4)
 
-CONTEXT_STEP = 256
-"""Contexts that are proposed are multiples of this: caches grow by as many positions."""
+CONTEXT_STEP = LENGTH_STEP
+"""Contexts that are proposed are multiples of this."""
+SLABS = SlabSizes()
+"""In what the rows of the batch lie."""
 PREFIX_CACHE_SHARE = 6
 """The prefix cache takes one part in so many of what weights and activations leave."""
 WEIGHT_BITS, WEIGHT_GROUP = (8, 6, 4), 64
@@ -34,7 +39,6 @@ CPU_SHARE = 0.9
 """The rest is for the system."""
 
 # The activations of a slice of a prompt. The slice's length: `engine/pace.py`.
-LARGEST_SLICE, SMALLEST_SLICE, SCORED_SLICE = 2048, 16, 128
 CPU_FLOPS, CPU_SCORES = 2e11, 4e8
 """What a fast CPU multiplies in a second, and how many scores of attention it makes; a slice there takes a second."""
 CPU_SCORE_COPIES = 8
@@ -70,12 +74,17 @@ class MemoryPlan:
     @property
     def state_bytes(self) -> int:
         """What each sequence takes besides: sliding windows once they are full, and recurrent states."""
-        return self.sequence_bytes() - self.token_bytes * self.context_length
+        return self.sequence_bytes() - self.token_bytes * SLABS.round_up(self.context_length)
 
     def sequence_bytes(self, positions: int | None = None) -> int:
-        """A sequence of so many positions; of the full context, unless they are given."""
-        length = self.context_length if positions is None else positions
+        """What a sequence of so many positions takes when it is alone; of the full context, unless they are given."""
+        length = SLABS.round_up(self.context_length if positions is None else positions)
         return sum(layer.nbytes(length, self.kv_bits) for layer in self.layers)
+
+    def batch_bytes(self, sequences: int) -> int:
+        """What so many sequences of the full context take together."""
+        shared = SLABS.limit(self.context_length) is not None
+        return (SLABS.slots(sequences) if shared else sequences) * self.sequence_bytes()
 
     @property
     def kv_pool(self) -> int:
@@ -90,13 +99,14 @@ class MemoryPlan:
     @property
     def full_sequences(self) -> int:
         """Sequences that can have the full context at the same time."""
-        return min(self.slots, max(0, self.kv_pool) // max(self.sequence_bytes(), 1))
+        fitting = range(1, self.slots + 1)
+        return bisect_right(fitting, self.kv_pool, key=self.batch_bytes)
 
     @property
     def tokens_in_all(self) -> int:
         """Tokens that all sequences together can hold, if as many as possible are as long as the context."""
         full = self.full_sequences
-        rest = self._longest(self.kv_pool - full * self.sequence_bytes()) if full < self.slots else 0
+        rest = self._longest(self.kv_pool - self.batch_bytes(full)) if full < self.slots else 0
         return full * self.context_length + rest
 
     @property
@@ -109,7 +119,7 @@ class MemoryPlan:
         """What is left with all slots at full length and a full prefix cache; negative: what one sequence lacks."""
         if not self.fits:
             return self.kv_pool - self.sequence_bytes()
-        return max(0, self.rows - self.slots * self.sequence_bytes())
+        return max(0, self.rows - self.batch_bytes(self.slots))
 
     @property
     def fits(self) -> bool:
