@@ -817,6 +817,17 @@ def test_failures_and_hang_ups_are_told(jackfield_server: StartServer) -> None:
     assert server.event("cancelled").request_id == server.record("cancelled").request.id
 
 
+def test_requests_that_get_nowhere_are_told_too(jackfield_server: StartServer) -> None:
+    server = jackfield_server(("door", Door()))
+    headers = {"Authorization": "Bearer root", "X-Request-ID": "lost"}
+    assert server.get("/nothing", headers=headers).status == 404
+    lost = server.record("failed")
+    assert (lost.request.id, lost.request.endpoint, lost.data["status"]) == ("lost", "/nothing", 404)
+    assert lost.request.identity == KEYS["Bearer root"]
+    assert server.get("/v1/models").status == 401
+    server.wait_until(lambda: server.record("failed").data["status"] == 401)
+
+
 def test_a_slow_first_token_is_an_event(jackfield_server: StartServer) -> None:
     server = jackfield_server(slow_seconds=0.000001)
     server.chat("Hi")

@@ -62,7 +62,7 @@ class Answer:
     def __post_init__(self) -> None:
         parsers = self.parsers or [None] * len(self.requests)
         self._choices = [
-            Choice(index, request, self._text(request), parser, self.one_call)
+            Choice(index, request, self._text(request), parser, self.exchange.info.id, self.one_call)
             for index, (request, parser) in enumerate(zip(self.requests, parsers, strict=True))
         ]
         if any(map(self.exchange.hooks.has, ("observe_tokens", "score_confidence"))):

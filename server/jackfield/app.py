@@ -21,6 +21,7 @@ from jackfield.api.plugins import list_plugins
 from jackfield.api.status import health, ready
 from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
 from jackfield.events import EventBus
+from jackfield.exchange import Exchange
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.discovery import given
 from jackfield.hooks.middleware import Isolated
@@ -138,6 +139,7 @@ async def _http(request: Request, error: Exception) -> Response:
         known = NotFoundError(f"There is nothing at {request.url.path}.", suggestions=("See openapi.yaml.",))
     else:
         known = JackfieldError(str(error.detail))
+    Exchange.of(request).failed(known)
     return JSONResponse(known.envelope(), error.status_code, headers=error.headers)
 
 

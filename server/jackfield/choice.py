@@ -47,6 +47,8 @@ class Choice:
     request: GenerationRequest
     text: TextStream
     parser: ToolCallParser | None
+    request_id: str = ""
+    """Of the whole request, as logs have it."""
     one_call: bool = False
     """End with the first call, as clients ask that cannot take several."""
     start: StartEvent | None = None
@@ -104,6 +106,7 @@ class Choice:
             event.cache.from_disk,
             event.cache.miss or "none",
             event.waited,
+            extra={"request_id": self.request_id},
         )
 
     def _grow(self, event: TokenEvent) -> TextDelta:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jackfield.errors import ForbiddenError, JackfieldError
-from jackfield.exchange import new_request_id
+from jackfield.exchange import Exchange, new_request_id
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import Identity
 
@@ -47,6 +47,7 @@ class Arrival:
             try:
                 connection.state.identity = await self._identify(connection)
             except JackfieldError as error:
+                Exchange.of(connection).failed(error)
                 await _refuse(error, scope, receive, send_with_id)
                 return
         await self._app(scope, receive, send_with_id)
