@@ -1,0 +1,1 @@
+"""Those who are told, one kind a file."""
