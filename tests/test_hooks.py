@@ -423,7 +423,7 @@ def test_a_name_of_what_others_bring_already_is_refused(jackfield_server: StartS
         def register_tool_parsers(self, register: Callable[..., None]) -> None:
             register("mine", lambda names: None)
 
-    with pytest.raises(ConfigurationError, match="brings 'mine'"):
+    with pytest.raises(ConfigurationError, match="brings 'mine', which is there already"):
         jackfield_server(("one", Parser()), ("two", Parser()))
 
 

@@ -169,8 +169,7 @@ class Answer:
 
     def cancel(self) -> None:
         """Stop the work on every choice that has not ended."""
-        if not self.ended:
-            self.exchange.cancelled(sum(choice.generated for choice in self._choices))
+        self.exchange.cancelled(sum(choice.generated for choice in self._choices))
         self.model.engine.cancel([choice.request.id for choice in self._choices])
 
     def cut_off(self) -> Iterator[Delta]:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
 
 from jackfield.api.arrival import Arrival
 from jackfield.api.chat import chat_completions
@@ -25,6 +25,7 @@ from jackfield.exchange import Exchange
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.discovery import given
 from jackfield.hooks.middleware import Isolated
+from jackfield.hooks.plugin import Plugin
 from jackfield.host import Host
 from jackfield.metrics import EngineCollector, PluginCollector
 from jackfield.models.registry import Registry
@@ -61,7 +62,7 @@ def create_app(
     hooks = hooks or given((), settings)
     host = Host(settings, registry, hooks, events or EventBus())
     app = Starlette(
-        routes=[*_plugged_routes(host), *routes],
+        routes=[*routes, *_plugged_routes(host)],
         middleware=[Middleware(Arrival, hooks=hooks), *_plugged_middleware(host)],
         lifespan=_lifespan,
         exception_handlers={
@@ -79,7 +80,7 @@ def create_app(
     app.state.collectors = CollectorRegistry()
     app.state.collectors.register(EngineCollector(registry))
     app.state.collectors.register(PluginCollector(hooks))
-    hooks.register_metrics(app.state.collectors)
+    app.state.plugged_collectors = hooks.register_metrics(app.state.collectors)
     return app
 
 
@@ -93,24 +94,51 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 def _plugged_routes(host: Host) -> list[BaseRoute]:
-    taken = {served: "Jackfield itself" for route in routes for served in _served(route)}
+    """What plugins serve: nothing that is served already, by Jackfield or by one of them."""
     found = host.hooks.routes(host.server)
+    taken: dict[str, str] = {}
     for plugin, route in found:
+        if clash := _clash(route):
+            raise _taken(plugin, clash, "Jackfield itself")
         for served in _served(route):
             if served in taken:
-                raise ConfigurationError(
-                    f"Plugin {plugin.name} wants to serve {served}, which {taken[served]} serves already.",
-                    suggestions=(f"Leave it out: --disable-plugin {plugin.name}.",),
-                )
+                raise _taken(plugin, served, taken[served])
             taken[served] = f"plugin {plugin.name}"
     return [route for _, route in found]
 
 
+def _taken(plugin: Plugin, served: str, by: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Plugin {plugin.name} wants to serve {served}, which {by} serves already.",
+        suggestions=(f"Leave it out: --disable-plugin {plugin.name}.",),
+    )
+
+
+def _clash(plugged: BaseRoute) -> str | None:
+    """What of Jackfield's own a plugin's route would take over, or never get because of it."""
+    for route in routes:
+        for method in sorted(route.methods or ()):
+            if _matches(plugged, method, route.path.replace("{model:path}", "any")):
+                return f"{method} {route.path}"
+            for served in _served(plugged):
+                own_method, _, path = served.rpartition(" ")
+                if own_method in ("", method) and _matches(route, method, path):
+                    return served
+    return None
+
+
+def _matches(route: BaseRoute, method: str, path: str) -> bool:
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    return route.matches(scope)[0] is Match.FULL
+
+
 def _served(route: BaseRoute) -> list[str]:
-    """What a route answers: ``GET /path``, each method for itself."""
+    """What a route answers: ``GET /path``, each method for itself, or the path alone."""
     path = getattr(route, "path", "")
     if isinstance(route, WebSocketRoute):
         return [f"WebSocket {path}"]
+    if isinstance(route, Mount):
+        return [f"{path}/"]
     methods = getattr(route, "methods", None)
     return [f"{method} {path}" for method in sorted(methods)] if methods else [path]
 

@@ -1,8 +1,10 @@
 """Conversations that are too long, on their way to plugins that make them shorter."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from jackfield.errors import InvalidRequestError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import ChatMessage, Compressed, JsonObject
 from jackfield.models.tokenizer import Tokenizer
@@ -45,15 +47,21 @@ class PromptCounter:
 
 
 async def compress(
-    asked: ChatCompletionRequest, tokenizer: Tokenizer, budget: int, exchange: Exchange
-) -> tuple[ChatCompletionRequest, CompressionReport] | None:
-    """The request with less of its conversation, and how that was done; None if no plugin can.
+    asked: ChatCompletionRequest, tokens: int, tokenizer: Tokenizer, budget: int, exchange: Exchange
+) -> tuple[ChatCompletionRequest, list[int]] | None:
+    """The request with less of its conversation, and its prompt; None if no plugin can.
 
-    The exchange is told; the report's counts are the caller's to fill in.
+    Args:
+        asked: what the client sent.
+        tokens: how many its whole prompt has.
+        tokenizer: the model's.
+        budget: how many it may have.
+        exchange: is told how it was done.
     """
     document: JsonObject = asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def check(found: Compressed) -> ChatCompletionRequest:
+        _report("", tokens, 0, found).to_json()
         return validate(ChatCompletionRequest, document | {"messages": list(found.messages)})
 
     found = await exchange.hooks.compress_context(
@@ -67,6 +75,16 @@ async def compress(
     if found is None:
         return None
     plugin, compressed, shorter = found
+    try:
+        prompt = await asyncio.to_thread(chat_prompt, shorter, tokenizer)
+    except InvalidRequestError as error:
+        # Messages that the client never sent.
+        exchange.hooks.failed(plugin, "compress_context", error)
+        return None
+    exchange.compression = _report(plugin.name, tokens, len(prompt), compressed)
+    return shorter, prompt
+
+
+def _report(plugin: str, before: int, after: int, compressed: Compressed) -> CompressionReport:
     report: dict[str, Any] = dict(compressed.report)
-    exchange.compression = CompressionReport(plugin=plugin, tokens_before=0, tokens_after=0, report=report)
-    return shorter, exchange.compression
+    return CompressionReport(plugin=plugin, tokens_before=before, tokens_after=after, report=report)

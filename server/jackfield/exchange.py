@@ -47,7 +47,7 @@ class Exchange:
     def of(cls, request: HTTPConnection) -> "Exchange":
         """A request that has just arrived."""
         state, arrived = request.app.state, request.state
-        endpoint = request.url.path.removeprefix("/v1")
+        endpoint = request.scope["path"].removeprefix("/v1")
         info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
         return cls(info, state.hooks, state.events, state.settings.slow_seconds)
 

@@ -48,8 +48,8 @@ class Host:
         self.hooks = hooks
         self.events = events
         self.url = ""
-        self.backends = hooks.backends(self.server)
-        self._parsers = hooks.tool_parsers()
+        self.backends = hooks.backends(self.server, [OWN])
+        self._parsers = hooks.tool_parsers(PARSERS)
         self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -62,6 +62,10 @@ class Host:
         self.loop = asyncio.get_running_loop()
         self.hooks.on_disabled(self._tell_disabled)
         self.events.listen(self.hooks.on_event)
+        for plugin in self.hooks.plugins:
+            if plugin.state == "disabled":
+                # While the model was prepared, when nobody could hear of it yet.
+                self._tell_disabled(plugin, plugin.errors[-1] if plugin.errors else "")
         await self.hooks.startup(self.server)
         for model in self.registry:
             self.emit(Event("model_loaded", "info", f"{model.id} is ready.", model.id))
@@ -85,7 +89,7 @@ class Host:
         if plugged is None:
             return PARSERS[self.settings.tool_parser](names)
         plugin, make = plugged
-        return IsolatedParser(make, names, plugin, self.hooks)
+        return IsolatedParser(make, names, plugin, self.hooks) if plugin.active else HermesCallParser(names)
 
     async def backend(self, request: RequestInfo) -> tuple[str, str]:
         """Who is to answer a request, and why: ``mlx``, the engine here, or somebody whom a plugin brings."""
@@ -98,11 +102,20 @@ class Host:
         chosen = await self.hooks.select_backend(request, available)
         return (chosen[0], f"chosen by plugin {chosen[1]}") if chosen else (OWN, "no plugin chose another one")
 
-    def plugged(self, name: str, own: Answer, body: JsonObject) -> Cascade:
-        """The answer of a backend that a plugin brings, with the engine's own as what to fall back on."""
+    def plugged(self, name: str, own: Answer, body: JsonObject, *, plain: bool) -> Cascade:
+        """The answer of a backend that a plugin brings, with the engine's own as what to fall back on.
+
+        ``plain`` says that one choice of text alone is asked for.
+        """
         plugin, backend = self.backends[name]
-        answer = PluggedAnswer(backend, body, own, own.exchange, self.settings.slow_hook_seconds)
-        return Cascade(name, answer, own, lambda error: self.hooks.failed(plugin, "register_backends", error))
+        answer = PluggedAnswer(backend, body, own, plain=plain, seconds=self.settings.slow_hook_seconds)
+        return Cascade(name, answer, own, lambda error: self._count_backend(plugin, error))
+
+    def _count_backend(self, plugin: Plugin, error: Exception | None) -> None:
+        if error is None:
+            plugin.count("register_backends", 0.0)
+        else:
+            self.hooks.failed(plugin, "register_backends", error)
 
     def _serves(self, plugin: Plugin, backend: Backend, request: RequestInfo) -> bool:
         try:

@@ -22,13 +22,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from questions import FRESH_KINDS
 from signals import SIGNALS, Record
 from sklearn.linear_model import LogisticRegression
 
 from jackfield.hooks import Outcome, TokenEvent
 from jackfield_confidence.factors import Tokens, factors
+from jackfield_confidence.graded import read as graded
 from jackfield_confidence.quality import auroc, brier, calibration_error
 from jackfield_confidence.question import Question
+from jackfield_confidence.settings import Settings
 from jackfield_confidence.weights import DEFAULT, LEARNED
 
 Floats = NDArray[np.float64]
@@ -37,6 +40,8 @@ RIDGE = 3.0
 """The penalty on squared weights of standardised factors."""
 RESAMPLES = 1000
 SCORE = "the score"
+BEFORE = "least likely third, probability"
+"""The best signal on the answers of the default weights, so the one to beat on others."""
 HEADER = "| signal | AUROC | 95 % | within kinds | ECE | Brier |\n|---|---|---|---|---|---|"
 FOLDS = 5
 
@@ -145,9 +150,15 @@ def table(data: Data, scored: dict[str, Floats], chosen: NDArray[np.bool_], titl
         quality = f"{calibration_error(values, right):.3f} | {brier(values, right):.3f}"
         print(f"| {name} | {areas[name]:.3f} | {middle} | {within(data, ranks[name], chosen):.3f} | {quality} |")
     best = max(data.signals, key=areas.__getitem__)
-    ours, theirs = ranks[SCORE], ranks[best]
+    lead(ranks, right, best, "best signal here")
+    lead(ranks, right, BEFORE, "signal chosen before")
+
+
+def lead(ranks: dict[str, Floats], right: Floats, name: str, what: str) -> None:
+    """How far the score is ahead of a signal on the same answers."""
+    ours, theirs = ranks[SCORE], ranks[name]
     ahead = interval(right, lambda rows: auroc(ours[rows], right[rows]) - auroc(theirs[rows], right[rows]))
-    print(f"\nThe score is ahead of the best signal here ({best}) by {areas[SCORE] - areas[best]:.3f} ({ahead}).")
+    print(f"\nThe score is ahead of the {what} ({name}) by {auroc(ours, right) - auroc(theirs, right):.3f} ({ahead}).")
 
 
 def within(data: Data, values: Floats, chosen: NDArray[np.bool_]) -> float:
@@ -172,7 +183,33 @@ def show_shipped(data: Data) -> None:
     """The default weights on answers that are new to them; signals are calibrated on the very answers, to be fair."""
     scored = {name: probabilities(fitted(v[:, None], data.right), v[:, None]) for name, v in data.signals.items()}
     scored[SCORE] = np.array([DEFAULT.score(one) for one in data.factors])
+    new = np.isin(data.kind, [kind.__name__ for kind in FRESH_KINDS])
     table(data, scored, np.ones(len(data.right), dtype=bool), "the default weights as they are")
+    table(data, scored, ~new, "more questions of the kinds that they were fitted to")
+    table(data, scored, new, "other kinds")
+    labels(scored[SCORE], data.right)
+    without_a_factor(data)
+
+
+def labels(scores: Floats, right: Floats) -> None:
+    """What comes of scores that are called low, medium and high by default."""
+    settings = Settings()
+    print(f"\nThe mean score is {scores.mean():.3f}, the share of right answers {right.mean():.3f}.")
+    label = np.digitize(scores, [settings.low, settings.high])
+    for number, name in enumerate(["low", "medium", "high"]):
+        print(f"{name}: {(label == number).sum()} answers, {right[label == number].mean():.0%} right")
+
+
+def without_a_factor(data: Data) -> None:
+    """The area under the curve of weights that are fitted to the default weights' answers without one factor."""
+    known = graded(Path(__file__).parent / "starter.jsonl", None).answers
+    right = np.array([float(answer.correct) for answer in known])
+    for left_out in LEARNED:
+        names = tuple(name for name in LEARNED if name != left_out)
+        weights = fitted(np.array([[answer.factors[name] for name in names] for answer in known]), right)
+        scores = probabilities(weights, data.matrix(names))
+        everything = np.ones(len(scores), dtype=bool)
+        print(f"without {left_out}: {auroc(scores, data.right):.3f}, in kinds {within(data, scores, everything):.3f}")
 
 
 def main() -> None:

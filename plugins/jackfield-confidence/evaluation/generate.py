@@ -2,7 +2,7 @@
 """Have the starter answer all questions, and write down what it said and how sure it was of every token.
 
 python evaluation/generate.py answers.jsonl.gz             1402 answers: 13 minutes on two busy cores
-python evaluation/generate.py fresh.jsonl.gz --fresh       other questions: about 500
+python evaluation/generate.py fresh.jsonl.gz --fresh       456 others: 3 minutes
 
 One half of the questions is asked as it is, which mostly gets a sentence, the other after two short answers, which gets
 short ones. Answers are greedy; ``--temperature 0.7`` draws them instead. One line an answer: kind, question, style, the

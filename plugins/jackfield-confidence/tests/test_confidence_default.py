@@ -28,6 +28,14 @@ def test_scores_are_calibrated_and_tell_right_from_wrong(answers, right):
     assert calibration_error(scores, right) < 0.04
 
 
+def test_they_do_so_on_questions_that_they_have_not_seen():
+    fresh = read(PLUGIN / "evaluation" / "fresh.jsonl", None).answers
+    right = np.array([float(answer.correct) for answer in fresh])
+    scores = np.array([DEFAULT.score(answer.factors) for answer in fresh])
+    assert (len(right), round(auroc(scores, right), 3)) == (456, 0.719)
+    assert round(calibration_error(scores, right), 3) == 0.062
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_no_factor_does_as_well_alone(answers, right, name):
     values = np.array([answer.factors[name] for answer in answers]) * np.sign(DEFAULT.slopes[name])

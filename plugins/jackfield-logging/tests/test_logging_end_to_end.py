@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from logged import lines
 
+from logged import lines
 from serving import serve
 
 CONFIG = """

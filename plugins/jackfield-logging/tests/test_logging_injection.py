@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from logged import line, lines, record, started
 
 from jackfield.hooks import Event
+from logged import line, lines, record, started
 
 NASTY = [
     "two\nlines",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logged import REQUEST, line, lines, record, started
 
 from jackfield.hooks import Event, Identity, RequestInfo
+from logged import REQUEST, line, lines, record, started
 
 RECEIVED: dict[str, Any] = {
     "prompt_tokens": 12,

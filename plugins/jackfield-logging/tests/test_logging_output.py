@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from logged import REQUEST, line, lines, record, started
 
 from jackfield.hooks import Event, LogRecord
 from jackfield_logging import Plugin
 from jackfield_logging.output import LogFile
+from logged import REQUEST, line, lines, record, started
 
 
 def told(plugin: Plugin, number: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+
 from logged import line, lines, started
 
 LOGGERS = [logging.getLogger(name) for name in ("jackfield", "uvicorn.error")]

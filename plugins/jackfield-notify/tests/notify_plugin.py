@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from notify_receivers import PATIENCE
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from jackfield.errors import JackfieldError
 from jackfield.hooks import ChatMessage, Event, ModelInfo
 from jackfield_notify import Plugin
+from notify_receivers import PATIENCE
 
 
 @dataclass

@@ -9,9 +9,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from notify_apns import KEY_ID, TEAM_ID, TOPIC, Apple, answer
-from notify_plugin import plugged
-from notify_receivers import ScriptedClock
 from pydantic import ValidationError
 from starlette.responses import Response
 
@@ -24,6 +21,9 @@ from jackfield_notify.notifier import Notifier
 from jackfield_notify.settings import Settings
 from jackfield_notify.targets import apns
 from jackfield_notify.targets.provider_token import ProviderToken
+from notify_apns import KEY_ID, TEAM_ID, TOPIC, Apple, answer
+from notify_plugin import plugged
+from notify_receivers import ScriptedClock
 
 PHONE, TABLET = "a1" * 32, "b2" * 32
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notify_plugin import plugged
-from notify_receivers import Receiver
 from pydantic import ValidationError
 from starlette.responses import RedirectResponse, Response
 
 from jackfield_notify.settings import Settings
+from notify_plugin import plugged
+from notify_receivers import Receiver
 
 
 def settings(receiver: Receiver, scheme: str = "json", path: str = "/topic") -> dict[str, Any]:

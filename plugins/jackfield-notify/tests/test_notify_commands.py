@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from notify_apns import Apple
-from notify_receivers import Receiver
 from starlette.responses import Response
 
 from jackfield.cli.main import main
@@ -19,6 +17,8 @@ from jackfield_notify.database import Database
 from jackfield_notify.devices import Device, Devices
 from jackfield_notify.notification import Notification
 from jackfield_notify.outbox import Message, Outbox
+from notify_apns import Apple
+from notify_receivers import Receiver
 
 SECRET = "whsec_" + "QUJD" * 10
 

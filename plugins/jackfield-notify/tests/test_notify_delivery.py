@@ -10,7 +10,6 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from notify_receivers import ScriptedClock
 
 from jackfield.hooks import Event
 from jackfield_notify.database import Database
@@ -18,6 +17,7 @@ from jackfield_notify.delivery import Backoff, Courier
 from jackfield_notify.notification import Notification
 from jackfield_notify.outbox import Message, Outbox
 from jackfield_notify.targets.outcome import PermanentError, TemporaryError, retry_after
+from notify_receivers import ScriptedClock
 
 GIVE_UP = 3600.0
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from notify_apns import Apple
-from notify_plugin import Plugged, plugged
-from notify_receivers import Receiver
 from starlette.responses import Response
 
 from jackfield_notify import database, delivery
 from jackfield_notify.settings import Settings
+from notify_apns import Apple
+from notify_plugin import Plugged, plugged
+from notify_receivers import Receiver
 
 SECRET = "whsec_" + "QUJD" * 10
 SETTINGS = "/v1/notifications/settings"

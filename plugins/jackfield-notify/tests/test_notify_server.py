@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from notify_receivers import PATIENCE, Receiver
 from starlette.responses import Response
 from websockets.sync.client import connect
 
 from jackfield.testing import StartServer
 from jackfield_notify.webhook import verify
+from notify_receivers import PATIENCE, Receiver
 from serving import serve
 
 SECRET = "whsec_" + "QUJD" * 10

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from notify_plugin import Plugged, plugged
-from notify_receivers import PATIENCE
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from jackfield.hooks import Event
 from jackfield_notify.feed import Feed, Filter, TooSlowError
+from notify_plugin import Plugged, plugged
+from notify_receivers import PATIENCE
 
 
 @dataclass

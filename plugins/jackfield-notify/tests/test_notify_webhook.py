@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notify_plugin import Plugged, plugged
-from notify_receivers import Received, Receiver
 from starlette.responses import RedirectResponse, Response
 
 from jackfield_notify import webhook
 from jackfield_notify.webhook import SignatureError, verify
+from notify_plugin import Plugged, plugged
+from notify_receivers import Received, Receiver
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of more than 24 bytes").decode()
 OTHER = "whsec_" + base64.b64encode(b"another one, long enough as well").decode()

@@ -22,14 +22,12 @@ Result = TypeVar("Result")
 _logged: set[str] = set()
 
 
-async def read(request: Request, model: type[Model], exchange: Exchange) -> Model:
-    """The request's body, validated, as plugins have it.
+async def read(body: bytes, model: type[Model], exchange: Exchange) -> Model:
+    """A request's body, validated, as plugins have it.
 
     Raises:
         InvalidRequestError: it is not what the endpoint takes.
-        PayloadTooLargeError: it is larger than the server reads.
     """
-    body = await _whole(request)
     # A long conversation takes milliseconds to validate; small ones are not worth a thread.
     document, asked = _read(model, body) if len(body) < 65_536 else await asyncio.to_thread(_read, model, body)
     exchange.asks(asked)
@@ -41,7 +39,12 @@ async def read(request: Request, model: type[Model], exchange: Exchange) -> Mode
     return asked
 
 
-async def _whole(request: Request) -> bytes:
+async def whole(request: Request) -> bytes:
+    """The request's body.
+
+    Raises:
+        PayloadTooLargeError: it is larger than the server reads.
+    """
     body = bytearray()
     limit: int = request.app.state.settings.max_body_bytes
     async for piece in request.stream():

@@ -119,11 +119,9 @@ class _ChatReply(Reply[ChatCompletionRequest]):
         tokenizer = self.model.tokenizer
         self._prompt = await asyncio.to_thread(chat_prompt, self.asked, tokenizer)
         if len(self._prompt) > self._budget and self.exchange.hooks.has("compress_context"):
-            found = await compress(self.asked, tokenizer, self._budget, self.exchange)
+            found = await compress(self.asked, len(self._prompt), tokenizer, self._budget, self.exchange)
             if found is not None:
-                self.asked, report = found
-                before, self._prompt = len(self._prompt), await asyncio.to_thread(chat_prompt, self.asked, tokenizer)
-                report.tokens_before, report.tokens_after = before, len(self._prompt)
+                self.asked, self._prompt = found
         await super().prepare()
 
     @property
@@ -132,6 +130,10 @@ class _ChatReply(Reply[ChatCompletionRequest]):
         context = self.model.context_length
         fits = context - min(self.asked.token_limit or ANSWER_ROOM, context // 4)
         return min(fits, self.host.settings.context_budget or fits)
+
+    @property
+    def scored(self) -> bool:
+        return bool(self.asked.logprobs)
 
     def ask(self) -> Answer:
         requests = engine_requests(

@@ -46,6 +46,10 @@ class _CompletionReply(Reply[CompletionRequest]):
     whole = Completion
     chunk = CompletionChunk
 
+    @property
+    def scored(self) -> bool:
+        return self.asked.logprobs is not None
+
     def ask(self) -> Answer:
         asked, each = self.asked, self.asked.n or 1
         requests = engine_requests(

@@ -63,7 +63,13 @@ class Reply(ABC, Generic[Asked]):
         self.exchange.answered_by(name, reason)
         if name != OWN:
             document = self.asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            self.answer = self.host.plugged(name, own, document)
+            plain = len(own.requests) == 1 and own.requests[0].grammar is None and not own.parsed and not self.scored
+            self.answer = self.host.plugged(name, own, document, plain=plain)
+
+    @property
+    @abstractmethod
+    def scored(self) -> bool:
+        """Whether log probabilities are asked for."""
 
     @abstractmethod
     def ask(self) -> Answer:
@@ -160,7 +166,8 @@ async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]
     """Answer a request."""
     exchange = Exchange.of(request)
     try:
-        prepared = await _prepare(request, asks, reply, exchange)
+        whole = await body.whole(request)
+        prepared = await body.unless_gone(request, _prepare(request, whole, asks, reply, exchange))
         prepared.answer.admit()
     except ClientDisconnect:
         exchange.cancelled(0)
@@ -174,8 +181,10 @@ async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]
     return Response(completion.to_json(), media_type="application/json")
 
 
-async def _prepare(request: Request, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange) -> Reply[Asked]:
-    asked = await body.read(request, asks, exchange)
+async def _prepare(
+    request: Request, whole: bytes, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange
+) -> Reply[Asked]:
+    asked = await body.read(whole, asks, exchange)
     model = request.app.state.registry.get(asked.model)
     prepared = reply(asked, model, exchange, request.app.state.host)
     await prepared.prepare()

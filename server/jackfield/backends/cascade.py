@@ -6,7 +6,7 @@ from jackfield.answer import Answer, Progress
 from jackfield.backends.plugged import PluggedAnswer
 from jackfield.choice import Delta
 from jackfield.engine.request import GenerationRequest
-from jackfield.errors import JackfieldError
+from jackfield.errors import DeadlineExceededError, JackfieldError
 from jackfield.protocol.extension import Extension
 from jackfield.protocol.usage import Usage
 
@@ -18,14 +18,16 @@ class Cascade:
         name: the backend's.
         plugged: its answer.
         own: the engine's.
-        failed: hears what was wrong with the backend.
+        outcome: hears how the backend did: None for well, or what was wrong.
     """
 
-    def __init__(self, name: str, plugged: PluggedAnswer, own: Answer, failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, name: str, plugged: PluggedAnswer, own: Answer, outcome: Callable[[Exception | None], None]
+    ) -> None:
         self._name = name
         self._own = own
         self._current: PluggedAnswer | Answer = plugged
-        self._failed = failed
+        self._outcome = outcome
         self.exchange = own.exchange
 
     @property
@@ -63,13 +65,19 @@ class Cascade:
             async for part in self._current:
                 said = True
                 yield part
+        except DeadlineExceededError:
+            # The client's own limit: no fault of the backend, and nobody else has time for it either.
+            raise
         except Exception as error:
-            if self._current is not self._own:
-                self._failed(error)
-            if said or self._current is self._own:
+            if self._current is self._own:
+                raise
+            self._outcome(error)
+            if said:
                 raise
             self._fall_back(error)
         else:
+            if self._current is not self._own:
+                self._outcome(None)
             return
         self._own.admit()
         async for part in self._own:
@@ -77,7 +85,9 @@ class Cascade:
 
     def _fall_back(self, error: Exception) -> None:
         self._current = self._own
-        self.exchange.fell_back(self._name, "mlx", f"{type(error).__name__}: {error}")
+        # Somebody else's error may quote the request.
+        reason = error.message if isinstance(error, JackfieldError) else type(error).__name__
+        self.exchange.fell_back(self._name, "mlx", reason)
 
     @property
     def ended(self) -> bool:

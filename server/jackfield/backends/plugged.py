@@ -3,14 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
-from typing import cast
 
 from jackfield.answer import Answer
 from jackfield.choice import Delta
 from jackfield.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
-from jackfield.exchange import Exchange
 from jackfield.hooks.data import JsonObject
+from jackfield.hooks.dispatcher import PluginError
 from jackfield.hooks.specs import Backend
 from jackfield.protocol.extension import ChoiceReport, EndedBy, Extension
 from jackfield.protocol.usage import Usage
@@ -23,15 +21,16 @@ class PluggedAnswer:
         backend: who answers.
         body: the request in OpenAI's words.
         own: what the engine here would do; it knows the prompt, and counts tokens.
-        exchange: where it is told how the answer goes.
+        plain: whether one choice of text alone is asked for.
         seconds: how long the backend may say nothing.
     """
 
-    def __init__(self, backend: Backend, body: JsonObject, own: Answer, exchange: Exchange, seconds: float) -> None:
+    def __init__(self, backend: Backend, body: JsonObject, own: Answer, *, plain: bool, seconds: float) -> None:
+        self._plain = plain
         self._backend = backend
         self._body = body
         self._own = own
-        self._exchange = exchange
+        self._exchange = own.exchange
         self._seconds = seconds
         self._text = ""
         self._ended_by: EndedBy | None = None
@@ -43,10 +42,10 @@ class PluggedAnswer:
         Raises:
             InvalidRequestError: it asks for more than text.
         """
-        if len(self._own.requests) > 1 or self._own.requests[0].top_logprobs is not None or self._own.parsed:
+        if not self._plain:
             raise InvalidRequestError(
                 "Whoever answers this request gives one choice, as text alone.",
-                suggestions=("Leave out 'n', 'logprobs' and 'tools'.",),
+                suggestions=("Leave out 'n', 'logprobs', 'tools' and 'response_format'.",),
             )
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
@@ -56,13 +55,16 @@ class PluggedAnswer:
             DeadlineExceededError: the request's time was over before anything was said.
             Exception: whatever the backend raised.
         """
-        answer = cast("AsyncGenerator[str, None]", self._backend.answer(self._exchange.info, self._body))
-        async with aclosing(answer):
+        answer = aiter(self._backend.answer(self._exchange.info, self._body))
+        try:
             while (piece := await self._next(answer)) is not None:
                 if piece:
                     self._exchange.generated(0, (), waited=0.0, cached=0)
                     self._text += piece
                     yield Delta(0, piece)
+        finally:
+            if isinstance(answer, AsyncGenerator):
+                await answer.aclose()
         self._ended_by = self._ended_by or "stop"
         yield Delta(0, finish_reason="length" if self._ended_by == "timeout" else "stop")
         self._exchange.completed(**self._facts())
@@ -71,7 +73,9 @@ class PluggedAnswer:
         deadline = self._own.requests[0].deadline
         left = self._seconds if deadline is None else min(self._seconds, deadline - time.monotonic())
         try:
-            return await asyncio.wait_for(anext(answer, None), max(left, 0.0))
+            # In this task, since what a generator opens it must close in the same one.
+            async with asyncio.timeout(max(left, 0.0)):
+                piece = await anext(answer, None)
         except TimeoutError:
             if deadline is None or time.monotonic() < deadline:
                 raise UnavailableError(f"Nothing came for {self._seconds:g} seconds.") from None
@@ -79,6 +83,9 @@ class PluggedAnswer:
                 raise DeadlineExceededError from None
             self._ended_by = "timeout"
             return None
+        if piece is not None and not isinstance(piece, str):
+            raise PluginError(f"a backend answered {type(piece).__name__} instead of text")
+        return piece
 
     @property
     def ended(self) -> bool:
@@ -87,8 +94,7 @@ class PluggedAnswer:
 
     def cancel(self) -> None:
         """Nobody listens any more."""
-        if not self.ended:
-            self._exchange.cancelled(self._tokens)
+        self._exchange.cancelled(self._tokens)
 
     def cut_off(self) -> Iterator[Delta]:
         """What is left to say when nothing more comes."""

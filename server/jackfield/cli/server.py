@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,6 +19,11 @@ from jackfield.hooks.calls import Hooks
 from jackfield.models.registry import Registry
 from jackfield.models.service import open_model
 from jackfield.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+END_SECONDS = 5.0
+"""How long what is still at work may take to end."""
 
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted."""
@@ -57,6 +64,18 @@ async def run(settings: Settings, folder: Path, listener: socket.socket, hooks: 
             await _Server(_config(app, settings)).serve(sockets=[listener])
     finally:
         await model.engine.stop()
+        await _leave_behind()
+
+
+async def _leave_behind() -> None:
+    """End although a plugin's coroutine does not let itself be cancelled."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (await asyncio.wait(left, timeout=END_SECONDS))[1]:
+        logger.error("Plugins do not end; the server does.")
+        logging.shutdown()
+        os._exit(0)
 
 
 def _config(app: Starlette, settings: Settings) -> uvicorn.Config:

@@ -1,7 +1,8 @@
 """Every hook as the server calls it: what goes in, what comes back, and what a failure means."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -29,6 +30,7 @@ from jackfield.hooks.data import (
 from jackfield.hooks.dispatcher import Check, Dispatcher, Implementation, PluginError, expect
 from jackfield.hooks.engine_side import EngineHooks
 from jackfield.hooks.mailbox import Mailbox
+from jackfield.hooks.measures import PluginRegistry
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.server import Server
 from jackfield.hooks.specs import Backend, ContextTokenizer, ModelSource
@@ -95,39 +97,46 @@ class Hooks:
 
     def model_sources(self) -> list[ModelSource]:
         """Where models come from, besides the built-in places."""
-        return [cast(ModelSource, kind()) for _, kind in self._registered("register_model_sources").values()]
-
-    def tool_parsers(self) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
-        """By name, besides the built-in ones, and who brings it."""
-        return self._registered("register_tool_parsers")
-
-    def backends(self, server: Callable[[Plugin], Server]) -> dict[str, tuple[Plugin, Backend]]:
-        """Who answers, besides the engines here, by name, and who brings it."""
-        found: dict[str, tuple[Plugin, Backend]] = {}
-        for implementation in self._dispatcher.of("register_backends"):
-            kinds: dict[str, Callable[[Server], Backend]] = {}
-            self._at_start(implementation, {"register": kinds.__setitem__})
-            _refuse_taken(found.keys() & kinds, implementation)
+        found: list[ModelSource] = []
+        for plugin, kind in self._registered("register_model_sources").values():
             try:
-                plugin = implementation.plugin
-                found |= {name: (plugin, kind(server(plugin))) for name, kind in kinds.items()}
+                found.append(kind())
             except Exception as error:
-                self._fail_to_start(implementation, error)
+                self.failed(plugin, "register_model_sources", error)
         return found
 
-    def _registered(self, hook: str) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
+    def tool_parsers(self, taken: Iterable[str]) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
+        """By name, besides the built-in ones, whose names are ``taken``, and who brings it."""
+        return self._registered("register_tool_parsers", taken)
+
+    def backends(self, server: Callable[[Plugin], Server], taken: Iterable[str]) -> dict[str, tuple[Plugin, Backend]]:
+        """Who answers, besides the engines here, whose names are ``taken``, by name, and who brings it."""
+        found: dict[str, tuple[Plugin, Backend]] = {}
+        for name, (plugin, kind) in self._registered("register_backends", taken).items():
+            try:
+                found[name] = plugin, kind(server(plugin))
+            except Exception as error:
+                self.failed(plugin, "register_backends", error)
+        return found
+
+    def _registered(self, hook: str, taken: Iterable[str] = ()) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
         found: dict[str, tuple[Plugin, Callable[..., Any]]] = {}
         for implementation in self._dispatcher.of(hook):
-            named: dict[str, Callable[..., Any]] = {}
-            self._at_start(implementation, {"register": named.__setitem__})
-            _refuse_taken(found.keys() & named, implementation)
-            found |= {name: (implementation.plugin, made) for name, made in named.items()}
+            named: list[tuple[str, Callable[..., Any]]] = []
+            self._at_start(implementation, {"register": lambda name, made, to=named: to.append((name, made))})
+            for name, made in named:
+                _refuse_taken(name, {*found, *taken}, implementation)
+                found[name] = implementation.plugin, made
         return found
 
-    def register_metrics(self, registry: CollectorRegistry) -> None:
-        """Let plugins add metrics."""
+    def register_metrics(self, shared: CollectorRegistry) -> list[tuple[Plugin, CollectorRegistry]]:
+        """What plugins measure, each in a registry of its own; their names must be free in ``shared``."""
+        found: list[tuple[Plugin, CollectorRegistry]] = []
         for implementation in self._dispatcher.of("register_metrics"):
-            self._at_start(implementation, {"registry": registry, "config": implementation.plugin.settings})
+            plugin, registry = implementation.plugin, PluginRegistry(shared)
+            self._at_start(implementation, {"registry": registry, "config": plugin.settings})
+            found.append((plugin, registry))
+        return found
 
     def routes(self, server: Callable[[Plugin], Server]) -> list[tuple[Plugin, BaseRoute]]:
         """What plugins serve."""
@@ -248,7 +257,7 @@ class Hooks:
         budget: int,
         request: RequestInfo,
         check: Callable[[Compressed], Result],
-    ) -> tuple[str, Compressed, Result] | None:
+    ) -> tuple[Plugin, Compressed, Result] | None:
         """Who made the conversation shorter, how, and what ``check`` made of it; None if nobody did."""
         given = {
             "messages": messages,
@@ -261,7 +270,7 @@ class Hooks:
         for implementation in self._dispatcher.of("compress_context"):
             found = await self._ask(implementation, given, lambda found: (_compressed(found), check(found)))
             if found is not None:
-                return implementation.plugin.name, *found
+                return implementation.plugin, *found
         return None
 
     async def select_backend(self, request: RequestInfo, available: Sequence[str]) -> tuple[str, str] | None:
@@ -298,7 +307,7 @@ class Hooks:
         """The piece that the plugins make of it."""
         for implementation in self._dispatcher.of("transform_delta"):
             given = {"request": request, "delta": delta}
-            delta = await self._chained(implementation, given, TextDelta, delta, lambda _: None)
+            delta = await self._chained(implementation, given, TextDelta, delta, _text_delta)
         return delta
 
     async def _chained(
@@ -353,11 +362,11 @@ class Hooks:
             mailbox.put({"event": event})
 
 
-def _refuse_taken(taken: Iterable[str], implementation: Implementation) -> None:
-    for name in taken:
+def _refuse_taken(name: str, taken: set[str], implementation: Implementation) -> None:
+    if name in taken:
         raise ConfigurationError(
-            f"Plugin {implementation.plugin.name} brings {name!r}, which another plugin has brought already.",
-            suggestions=(f"Leave one of them out: --disable-plugin {implementation.plugin.name}.",),
+            f"Plugin {implementation.plugin.name} brings {name!r}, which is there already.",
+            suggestions=(f"Leave it out: --disable-plugin {implementation.plugin.name}.",),
         )
 
 
@@ -386,4 +395,19 @@ def _confidence(found: Any) -> Confidence:
     confidence: Confidence = expect(found, Confidence, "score_confidence")
     if not 0 <= confidence.score <= 1:
         raise PluginError(f"a score of {confidence.score}, which is not from 0 to 1")
+    factors = confidence.factors
+    if not (
+        isinstance(confidence.label, str) and isinstance(factors, Mapping) and all(map(_is_factor, factors.items()))
+    ):
+        raise PluginError("a label is text, and factors are numbers by name")
     return confidence
+
+
+def _is_factor(factor: tuple[Any, Any]) -> bool:
+    name, value = factor
+    return isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _text_delta(found: Any) -> None:
+    if not isinstance(expect(found, TextDelta, "transform_delta").text, str):
+        raise PluginError("a delta without text")

@@ -7,11 +7,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 import click
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jackfield.errors import ConfigurationError
 from jackfield.hooks.calls import Hooks
-from jackfield.hooks.dispatcher import Dispatcher
+from jackfield.hooks.dispatcher import Dispatcher, refuse_open_door
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.specs import PROJECT
 from jackfield.settings import Settings
@@ -78,6 +78,7 @@ def plug_in(plugins: Sequence[Plugin], settings: Settings) -> Hooks:
         try:
             kind = dispatcher.call_and_wait(implementation, {}, _settings_class)
         except Exception as error:
+            refuse_open_door(implementation.plugin.object, implementation.plugin.name, str(error))
             _leave_out(implementation.plugin, error)
         else:
             table = settings.plugins.get(implementation.plugin.name, {})
@@ -117,6 +118,7 @@ def _made(plugin: Plugin, found: Any) -> Plugin:
     try:
         plugin.object = found() if isinstance(found, type) else found
     except Exception as error:
+        refuse_open_door(found, plugin.name, str(error))
         return _leave_out(plugin, error)
     return plugin
 
@@ -136,6 +138,9 @@ def _settings_class(found: Any) -> type[BaseModel]:
 
 
 def _configured(name: str, kind: type[BaseModel], table: dict[str, Any]) -> BaseModel:
+    if kind.model_config.get("extra") in (None, "ignore"):
+        # What would be dropped in silence is refused, whether or not the author thought of it.
+        kind = type(kind.__name__, (kind,), {"model_config": ConfigDict(extra="forbid"), "__module__": kind.__module__})
     try:
         return kind.model_validate(table)
     except ValidationError as error:

@@ -4,14 +4,16 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pluggy
 
-from jackfield.errors import InvalidRequestError
+from jackfield.errors import ConfigurationError, InvalidRequestError
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.specs import PROJECT, Sockets
 
@@ -28,6 +30,46 @@ Check = Callable[[Any], Any]
 def _anything(answer: Any) -> Any:
     return answer
 
+
+PLAIN = frozenset(
+    {
+        "configure",
+        "register_commands",
+        "register_model_sources",
+        "register_tool_parsers",
+        "register_backends",
+        "register_metrics",
+        "token_signals",
+        "prepare_model",
+        "register_routes",
+        "register_middleware",
+        "observe_tokens",
+        "logits_processors",
+        "make_sampler",
+    }
+)
+"""Hooks that nobody awaits."""
+
+QUOTING = frozenset(
+    {
+        "transform_request",
+        "compress_context",
+        "select_backend",
+        "score_confidence",
+        "transform_response",
+        "log_record",
+        "on_event",
+        "observe_tokens",
+        "transform_delta",
+        "logits_processors",
+        "make_sampler",
+        "register_backends",
+        "register_tool_parsers",
+        "register_middleware",
+        "authenticate",
+    }
+)
+"""Hooks whose errors may quote prompts, answers or keys: of these only the kind is told, and where it happened."""
 
 MAY_REFUSE = frozenset({"transform_request"})
 """Hooks where an InvalidRequestError is the plugin's answer to the client, and no failure."""
@@ -50,7 +92,11 @@ class Implementation:
 
 
 class PluginError(Exception):
-    """A plugin answered something that its hook does not allow."""
+    """A plugin answered something that its hook does not allow; the message is the server's own."""
+
+
+class BusyError(Exception):
+    """A plugin's thread had not come to this call when its time was over; it may be healthy all the same."""
 
 
 class Dispatcher:
@@ -91,11 +137,14 @@ class Dispatcher:
             self._refuse(plugin, f"It implements {unknown[0]!r}, which is no hook.")
         elif wrapper := _wrapper(plugin, callers):
             self._refuse(plugin, f"It wraps {wrapper!r}, and hooks cannot be wrapped here.")
+        elif unawaited := _unawaited(plugin, callers):
+            self._refuse(plugin, f"{unawaited!r} must be a plain function, and it is async.")
         else:
             plugin.hooks = tuple(sorted(known))
 
     def _refuse(self, plugin: Plugin, why: str) -> None:
         # What it had registered already is never called, since it is not active.
+        refuse_open_door(plugin.object, plugin.name, why)
         plugin.errors.append(why)
         plugin.state = "failed"
         logger.error("Plugin %s is left out: %s", plugin.name, why)
@@ -143,22 +192,31 @@ class Dispatcher:
         started = time.perf_counter()
         limit = self.limit(implementation.hook)
         try:
-            result = check(await _within(limit, self._begin(implementation, implementation.bind(given), limit)))
+            result = check(await self._result(implementation, implementation.bind(given), limit))
         except Exception as error:
             if implementation.hook in MAY_REFUSE and isinstance(error, InvalidRequestError):
                 implementation.plugin.count(implementation.hook, time.perf_counter() - started)
                 raise
-            implementation.plugin.thread.replace_if_hung()
-            self.failed(implementation, error, time.perf_counter() - started)
+            hung = implementation.plugin.thread.replace_if_hung()
+            if isinstance(error, BusyError) and not hung:
+                logger.warning("Plugin %s is too busy for %s.", implementation.plugin.name, implementation.hook)
+            else:
+                self.failed(implementation, TimeoutError() if hung else error, time.perf_counter() - started)
             raise
         implementation.plugin.count(implementation.hook, time.perf_counter() - started)
         return result
 
     @staticmethod
-    def _begin(implementation: Implementation, work: Callable[[], Any], limit: float) -> "asyncio.Future[Any]":
+    async def _result(implementation: Implementation, work: Callable[[], Any], limit: float) -> Any:
         if implementation.is_async:
-            return asyncio.create_task(work())
-        return asyncio.wrap_future(implementation.plugin.thread.submit(work, limit))
+            return await _within(limit, asyncio.create_task(_tamed(work())))
+        job = implementation.plugin.thread.submit(work, limit)
+        try:
+            return await _within(limit, asyncio.wrap_future(job))
+        except TimeoutError:
+            if job.cancel():
+                raise BusyError from None
+            raise
 
     def call_and_wait(self, implementation: Implementation, given: Mapping[str, Any], check: Check = _anything) -> Any:
         """What ``check`` makes of the answer of a plain function, waiting for it where we are.
@@ -187,7 +245,7 @@ class Dispatcher:
         started = time.perf_counter()
         try:
             result = work()
-        except Exception as error:
+        except BaseException as error:  # also an exit, which must not end the thread that this runs on
             self.failed(implementation, error, time.perf_counter() - started)
             raise
         implementation.plugin.count(implementation.hook, time.perf_counter() - started)
@@ -197,7 +255,7 @@ class Dispatcher:
 
     def failed(self, implementation: Implementation, error: BaseException, seconds: float = 0.0) -> None:
         """A call failed: count it, and disable the plugin when it has been too often. From any thread."""
-        told = describe(error, self.limit(implementation.hook))
+        told = describe(error, self.limit(implementation.hook), quotes=implementation.hook in QUOTING)
         in_a_row = implementation.plugin.count_failure(implementation.hook, told, seconds)
         logger.warning("Plugin %s failed at %s: %s", implementation.plugin.name, implementation.hook, told)
         logger.debug("This is where:", exc_info=error)
@@ -210,6 +268,21 @@ class Dispatcher:
             plugin.state = "disabled"
             logger.error("Plugin %s is disabled. %s", plugin.name, reason)
             self.on_disabled(plugin, reason)
+
+
+async def _tamed(work: Coroutine[Any, Any, Any]) -> Any:
+    """The coroutine's result; what would end the loop, or looks like our own cancellation, becomes an error."""
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise PluginError("it was cancelled by itself") from error
+    except Exception:
+        raise
+    except BaseException as error:
+        raise PluginError(f"it raised {type(error).__name__}") from error
 
 
 async def _within(seconds: float, future: "asyncio.Future[Any]") -> Any:
@@ -234,6 +307,28 @@ def _hear(future: "asyncio.Future[Any]") -> None:
         future.exception()
 
 
+def refuse_open_door(found: Any, name: str, why: str) -> None:
+    """Whoever lets requests in cannot be left out: then everybody would get in.
+
+    Raises:
+        ConfigurationError: ``found``, a plugin or its class, would have let requests in.
+    """
+    if hasattr(getattr(found, "authenticate", None), f"{PROJECT}_impl"):
+        raise ConfigurationError(
+            f"Plugin {name}, which lets requests in, cannot start: {why}",
+            suggestions=("Mend it.", f"Serve everybody without it: --disable-plugin {name}."),
+        )
+
+
+def _unawaited(plugin: Plugin, callers: Iterable[pluggy.HookCaller]) -> str | None:
+    for caller in callers:
+        for found in caller.get_hookimpls():
+            is_async = inspect.iscoroutinefunction(found.function) or inspect.isasyncgenfunction(found.function)
+            if found.plugin is plugin.object and caller.name in PLAIN and is_async:
+                return caller.name
+    return None
+
+
 def _wrapper(plugin: Plugin, callers: Iterable[pluggy.HookCaller]) -> str | None:
     for caller in callers:
         for found in caller.get_hookimpls():
@@ -242,11 +337,15 @@ def _wrapper(plugin: Plugin, callers: Iterable[pluggy.HookCaller]) -> str | None
     return None
 
 
-def describe(error: BaseException, limit: float) -> str:
-    """An error in one line."""
+def describe(error: BaseException, limit: float, *, quotes: bool = False) -> str:
+    """An error in one line; ``quotes`` if its own words may hold somebody's text."""
     if isinstance(error, TimeoutError) and not str(error):
         return f"it took longer than {limit:g} seconds"
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    if quotes and not isinstance(error, PluginError | TimeoutError | OverflowError):
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+        return f"{type(error).__name__}{where}"
+    return (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
 
 
 def expect(result: Any, kind: type[Any] | tuple[type[Any], ...], hook: str) -> Any:

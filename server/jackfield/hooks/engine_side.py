@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jackfield.engine.request import GenerationRequest, LogitsProcessor, TokenSampler
 from jackfield.hooks.data import RequestInfo
-from jackfield.hooks.dispatcher import Dispatcher, Implementation, PluginError
+from jackfield.hooks.dispatcher import Check, Dispatcher, Implementation, PluginError
 from jackfield.models.device import Device
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class EngineHooks:
             try:
                 with self._watch(implementation):
                     given = {"model": model, "config": config, "device": device}
-                    model = self._dispatcher.call_here(implementation, given) or model
+                    prepared = self._dispatcher.call_here(implementation, given, _module)
+                    model = model if prepared is None else prepared
             except Exception as error:
                 self._dispatcher.disable(implementation.plugin, "It failed while it prepared the model.")
                 raise UnpreparedError from error
@@ -66,21 +67,21 @@ class EngineHooks:
 
     def _processors(self, info: RequestInfo) -> Iterator[LogitsProcessor]:
         for implementation in self._dispatcher.of("logits_processors"):
-            for processor in self._ask(implementation, {"request": info}) or ():
+            for processor in self._ask(implementation, {"request": info}, _functions) or ():
                 yield self._isolated_processor(implementation, processor)
 
     def _sampler(self, info: RequestInfo, request: GenerationRequest) -> TokenSampler | None:
         for implementation in self._dispatcher.of("make_sampler"):
-            sampler = self._ask(implementation, {"request": info, "sampling": request.sampling})
+            sampler = self._ask(implementation, {"request": info, "sampling": request.sampling}, _function)
             if sampler is not None:
                 return self._isolated_sampler(implementation, sampler)
         return None
 
-    def _ask(self, implementation: Implementation, given: Mapping[str, Any]) -> Any:
+    def _ask(self, implementation: Implementation, given: Mapping[str, Any], check: Check) -> Any:
         try:
             with self._watch(implementation):
-                return self._dispatcher.call_here(implementation, given)
-        except Exception:  # counted and logged
+                return self._dispatcher.call_here(implementation, given, check)
+        except BaseException:  # counted and logged; an exit must not end the engine
             return None
 
     def _isolated_processor(self, implementation: Implementation, processor: LogitsProcessor) -> LogitsProcessor:
@@ -111,7 +112,7 @@ class EngineHooks:
             try:
                 with self._watch(implementation):
                     result = work()
-            except Exception as error:
+            except BaseException as error:  # an exit must not end the engine
                 failed = True
                 self._dispatcher.failed(implementation, error)
                 return None
@@ -129,6 +130,24 @@ class EngineHooks:
             self._running = None
 
 
+def _functions(found: Any) -> list[Any]:
+    return [_function(one) for one in found or ()]
+
+
+def _function(found: Any) -> Any:
+    if found is not None and not callable(found):
+        raise PluginError(f"{type(found).__name__} is no function")
+    return found
+
+
+def _module(found: Any) -> Any:
+    from mlx import nn  # noqa: PLC0415 - never before the BLAS is chosen
+
+    if found is not None and not isinstance(found, nn.Module):
+        raise PluginError(f"prepare_model answered {type(found).__name__}")
+    return found
+
+
 class UnpreparedError(Exception):
     """A plugin failed while it changed the model, which has to be loaded again."""
 
@@ -142,7 +161,9 @@ def _evaluated(processed: Any, shape: tuple[int, ...]) -> "mx.array":
     return processed
 
 
-def _token(found: Any, vocabulary: int) -> "mx.array":
+def _token(found: Any, vocabulary: int) -> "mx.array | None":
+    if found is None:
+        return None
     import mlx.core as mx  # noqa: PLC0415 - never before the BLAS is chosen
 
     token = int(found)

@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jackfield.hooks.calls import Hooks
+from jackfield.hooks.dispatcher import PluginError
 from jackfield.hooks.plugin import Plugin
 
 HOOK = "register_middleware"
@@ -65,11 +66,16 @@ class Isolated:
         if not task.done():
             task.cancel()
             return TimeoutError()
+        if task.cancelled():
+            return PluginError("it was cancelled by itself")
         error = task.exception()
-        return error if isinstance(error, Exception) else None
+        return error if isinstance(error, Exception) else PluginError("it neither answered nor let the request through")
 
     async def _pass(self, inner: ASGIApp, scope: dict[str, Any], passage: "_Passage") -> None:
-        await inner(scope, passage.receive, passage.send)
+        try:
+            await inner(scope, passage.receive, passage.send)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise PluginError(f"it raised {type(error).__name__}") from error
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         passage: _Passage = scope["_passage"]

@@ -38,7 +38,12 @@ class IsolatedParser:
     def finish(self) -> list[Piece]:
         """What is left when no more text comes."""
         parser = self._parser
-        return self._given_up() if parser is None else self._try(parser.finish)
+        if parser is None:
+            return self._given_up()
+        pieces = self._try(parser.finish)
+        if self._parser is not None:
+            self._plugin.count(HOOK, 0.0)
+        return pieces
 
     def _try(self, work: Callable[[], list[Piece]]) -> list[Piece]:
         try:

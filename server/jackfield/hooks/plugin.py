@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import SimpleQueue
@@ -16,6 +16,9 @@ State = Literal["active", "failed", "disabled"]
 """``failed``: it could not be loaded or started; ``disabled``: it failed too often."""
 
 KEPT_ERRORS = 20
+
+MOST_ABANDONED = 8
+"""Threads that may hang for one plugin; then it is not called any more before one of them returns."""
 
 Result = TypeVar("Result")
 
@@ -52,9 +55,16 @@ class PluginThread:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._running: tuple[_Job, float] | None = None
+        self._abandoned = 0
 
     def submit(self, work: Callable[[], Result], limit: float) -> "Future[Result]":
-        """Have ``work`` done, which may run for ``limit`` seconds; cancel the future to withdraw it."""
+        """Have ``work`` done, which may run for ``limit`` seconds; cancel the future to withdraw it.
+
+        Raises:
+            RuntimeError: too many of the plugin's threads hang.
+        """
+        if self._abandoned >= MOST_ABANDONED:
+            raise RuntimeError(f"{MOST_ABANDONED} of its threads hang")
         job = _Job(work, Future(), limit)
         self._jobs.put(job)
         with self._lock:
@@ -73,6 +83,7 @@ class PluginThread:
             running = self._running
             hung = running is not None and time.monotonic() - running[1] > running[0].limit
             if hung:
+                self._abandoned += 1
                 self._begin()
             return hung
 
@@ -91,15 +102,22 @@ class PluginThread:
             _do(job)
             with self._lock:
                 if threading.current_thread() is not self._thread:
-                    return  # it hung, and another one has taken over
+                    self._abandoned -= 1  # it hung, and another one has taken over
+                    return
                 self._running = None
 
 
 def _do(job: _Job) -> None:
     try:
         result = job.work()
-    except BaseException as error:
+    except Exception as error:
+        if isinstance(error, CancelledError):
+            # Whoever waits would take it for his own.
+            error = RuntimeError("it was cancelled by itself")
         job.result.set_exception(error)
+    except BaseException as error:
+        # What would end this thread, or pass for a cancellation of whoever waits.
+        job.result.set_exception(RuntimeError(f"it raised {type(error).__name__}"))
     else:
         job.result.set_result(result)
 
