@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from jackfield.errors import InvalidRequestError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import ChatMessage, Compressed, JsonObject
 from jackfield.models.tokenizer import Tokenizer
@@ -60,9 +59,10 @@ async def compress(
     """
     document: JsonObject = asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
-    def check(found: Compressed) -> ChatCompletionRequest:
+    async def check(found: Compressed) -> tuple[ChatCompletionRequest, list[int]]:
         _report("", tokens, 0, found).to_json()
-        return validate(ChatCompletionRequest, document | {"messages": list(found.messages)})
+        shorter = validate(ChatCompletionRequest, document | {"messages": list(found.messages)})
+        return shorter, await asyncio.to_thread(chat_prompt, shorter, tokenizer)
 
     found = await exchange.hooks.compress_context(
         document["messages"],
@@ -74,14 +74,8 @@ async def compress(
     )
     if found is None:
         return None
-    plugin, compressed, shorter = found
-    try:
-        prompt = await asyncio.to_thread(chat_prompt, shorter, tokenizer)
-    except InvalidRequestError as error:
-        # Messages that the client never sent.
-        exchange.hooks.failed(plugin, "compress_context", error)
-        return None
-    exchange.compression = _report(plugin.name, tokens, len(prompt), compressed)
+    plugin, compressed, (shorter, prompt) = found
+    exchange.compression = _report(plugin, tokens, len(prompt), compressed)
     return shorter, prompt
 
 

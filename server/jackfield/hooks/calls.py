@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -256,8 +256,8 @@ class Hooks:
         tokenizer: ContextTokenizer,
         budget: int,
         request: RequestInfo,
-        check: Callable[[Compressed], Result],
-    ) -> tuple[Plugin, Compressed, Result] | None:
+        check: Callable[[Compressed], Awaitable[Result]],
+    ) -> tuple[str, Compressed, Result] | None:
         """Who made the conversation shorter, how, and what ``check`` made of it; None if nobody did."""
         given = {
             "messages": messages,
@@ -267,10 +267,15 @@ class Hooks:
             "model": request.model,
             "request": request,
         }
+
+        async def checked(found: Any) -> tuple[Compressed, Result]:
+            compressed = _compressed(found)
+            return compressed, await check(compressed)
+
         for implementation in self._dispatcher.of("compress_context"):
-            found = await self._ask(implementation, given, lambda found: (_compressed(found), check(found)))
+            found = await self._ask(implementation, given, checked)
             if found is not None:
-                return implementation.plugin, *found
+                return implementation.plugin.name, *found
         return None
 
     async def select_backend(self, request: RequestInfo, available: Sequence[str]) -> tuple[str, str] | None:

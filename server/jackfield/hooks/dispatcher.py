@@ -24,7 +24,7 @@ FAIL_CLOSED = frozenset({"authenticate"})
 
 
 Check = Callable[[Any], Any]
-"""Raises what is wrong with an answer, or makes something of it."""
+"""Raises what is wrong with an answer, or makes something of it; where calls are awaited, it may be async, too."""
 
 
 def _anything(answer: Any) -> Any:
@@ -193,6 +193,8 @@ class Dispatcher:
         limit = self.limit(implementation.hook)
         try:
             result = check(await self._result(implementation, implementation.bind(given), limit))
+            if inspect.isawaitable(result):
+                result = await result
         except Exception as error:
             if implementation.hook in MAY_REFUSE and isinstance(error, InvalidRequestError):
                 implementation.plugin.count(implementation.hook, time.perf_counter() - started)
