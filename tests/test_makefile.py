@@ -227,6 +227,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "help",
         "serve",
         "test",
+        "test-plugins",
         "soak",
         "lint",
         "bench",

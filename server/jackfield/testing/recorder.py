@@ -7,7 +7,7 @@ from typing import TypeVar
 from jackfield.hooks import Event, LogRecord, hookimpl
 
 NAME = "jackfield-testing"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 Told = TypeVar("Told", Event, LogRecord)
 

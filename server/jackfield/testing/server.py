@@ -180,7 +180,7 @@ class JackfieldServer:
         """The last event of this kind, perhaps of one request; waits for it if there is none yet.
 
         Raises:
-            AssertionError: none came in 20 seconds.
+            AssertionError: none came in a minute.
         """
 
         def wanted(event: Event) -> bool:
@@ -192,7 +192,7 @@ class JackfieldServer:
         """The last record of this kind, perhaps of one request; waits for it if there is none yet.
 
         Raises:
-            AssertionError: none came in 20 seconds.
+            AssertionError: none came in a minute.
         """
 
         def wanted(record: LogRecord) -> bool:
@@ -204,7 +204,7 @@ class JackfieldServer:
         """Wait for what a plugin does by and by, off the path of answers.
 
         Raises:
-            AssertionError: it did not come true in 20 seconds.
+            AssertionError: it did not come true in a minute.
         """
         deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
