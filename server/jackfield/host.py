@@ -20,6 +20,7 @@ from jackfield.exchange import Exchange, new_request_id
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import ChatMessage, JsonObject, RequestInfo
 from jackfield.hooks.discovery import given
+from jackfield.hooks.dispatcher import ESCAPES
 from jackfield.hooks.parsers import IsolatedParser, MakeParser
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.server import ModelInfo, plugin_data_dir
@@ -120,7 +121,7 @@ class Host:
     def _serves(self, plugin: Plugin, backend: Backend, request: RequestInfo) -> bool:
         try:
             return plugin.active and backend.serves(request)
-        except Exception as error:
+        except ESCAPES as error:
             self.hooks.failed(plugin, "register_backends", error)
             return False
 

@@ -28,4 +28,6 @@ def _plugged(registries: Sequence[tuple[Plugin, CollectorRegistry]], hooks: Hook
             text += generate_latest(registry)
         except Exception as error:
             hooks.failed(plugin, "register_metrics", error)
+        else:
+            plugin.count("register_metrics", 0.0)
     return text

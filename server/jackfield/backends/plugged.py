@@ -1,17 +1,20 @@
 """An answer by a backend that a plugin brings."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from jackfield.answer import Answer
 from jackfield.choice import Delta
-from jackfield.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
+from jackfield.errors import DeadlineExceededError, InvalidRequestError, JackfieldError, UnavailableError
 from jackfield.hooks.data import JsonObject
 from jackfield.hooks.dispatcher import PluginError
 from jackfield.hooks.specs import Backend
 from jackfield.protocol.extension import ChoiceReport, EndedBy, Extension
 from jackfield.protocol.usage import Usage
+
+logger = logging.getLogger(__name__)
 
 
 class PluggedAnswer:
@@ -75,7 +78,7 @@ class PluggedAnswer:
         try:
             # In this task, since what a generator opens it must close in the same one.
             async with asyncio.timeout(max(left, 0.0)):
-                piece = await anext(answer, None)
+                piece = await self._anext(answer)
         except TimeoutError:
             if deadline is None or time.monotonic() < deadline:
                 raise UnavailableError(f"Nothing came for {self._seconds:g} seconds.") from None
@@ -86,6 +89,22 @@ class PluggedAnswer:
         if piece is not None and not isinstance(piece, str):
             raise PluginError(f"a backend answered {type(piece).__name__} instead of text")
         return piece
+
+    @staticmethod
+    async def _anext(answer: AsyncIterator[str]) -> str | None:
+        """The next piece; errors come without their own words, which may quote the request."""
+        try:
+            return await anext(answer, None)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise PluginError("a backend was cancelled by itself") from None
+        except (JackfieldError, TimeoutError):
+            raise
+        except (Exception, SystemExit) as error:
+            logger.debug("A backend failed.", exc_info=error)
+            raise PluginError(f"a backend raised {type(error).__name__}") from None
 
     @property
     def ended(self) -> bool:

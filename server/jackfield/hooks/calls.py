@@ -27,7 +27,7 @@ from jackfield.hooks.data import (
     TextDelta,
     TokenEvent,
 )
-from jackfield.hooks.dispatcher import Check, Dispatcher, Implementation, PluginError, expect
+from jackfield.hooks.dispatcher import ESCAPES, Check, Dispatcher, Implementation, PluginError, expect
 from jackfield.hooks.engine_side import EngineHooks
 from jackfield.hooks.mailbox import Mailbox
 from jackfield.hooks.measures import PluginRegistry
@@ -351,7 +351,7 @@ class Hooks:
             return
         try:
             work()
-        except Exception as error:
+        except ESCAPES as error:
             self._dispatcher.failed(implementation, error)
         else:
             implementation.plugin.count(implementation.hook, 0.0)

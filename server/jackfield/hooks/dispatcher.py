@@ -95,6 +95,10 @@ class PluginError(Exception):
     """A plugin answered something that its hook does not allow; the message is the server's own."""
 
 
+ESCAPES = (Exception, SystemExit, asyncio.CancelledError)
+"""What a plugin's function may raise, where nothing else cancels it: the latter two would end more than its call."""
+
+
 class BusyError(Exception):
     """A plugin's thread had not come to this call when its time was over; it may be healthy all the same."""
 
@@ -315,11 +319,17 @@ def refuse_open_door(found: Any, name: str, why: str) -> None:
     Raises:
         ConfigurationError: ``found``, a plugin or its class, would have let requests in.
     """
-    if hasattr(getattr(found, "authenticate", None), f"{PROJECT}_impl"):
+    if any(_hook_of(found, attribute) == "authenticate" for attribute in dir(found)):
         raise ConfigurationError(
             f"Plugin {name}, which lets requests in, cannot start: {why}",
             suggestions=("Mend it.", f"Serve everybody without it: --disable-plugin {name}."),
         )
+
+
+def _hook_of(found: Any, attribute: str) -> str | None:
+    """The hook that an attribute of a plugin is marked for."""
+    mark = getattr(getattr(found, attribute, None), f"{PROJECT}_impl", None)
+    return (mark.get("specname") or attribute) if isinstance(mark, dict) else None
 
 
 def _unawaited(plugin: Plugin, callers: Iterable[pluggy.HookCaller]) -> str | None:

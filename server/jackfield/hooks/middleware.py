@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jackfield.hooks.calls import Hooks
-from jackfield.hooks.dispatcher import PluginError
+from jackfield.hooks.dispatcher import ESCAPES, PluginError
 from jackfield.hooks.plugin import Plugin
 
 HOOK = "register_middleware"
@@ -28,7 +28,7 @@ class Isolated:
         self._inner: ASGIApp | None = None
         try:
             self._inner = middleware.cls(self._enter, *middleware.args, **middleware.kwargs)
-        except Exception as error:
+        except ESCAPES as error:
             hooks.failed(plugin, HOOK, error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,9 +48,11 @@ class Isolated:
             await task
             self._plugin.count(HOOK, 0.0)
         except Exception as error:
-            if not passage.from_inside(error):
-                self._hooks.failed(self._plugin, HOOK, error)
-            raise
+            if passage.from_inside(error):
+                raise
+            self._hooks.failed(self._plugin, HOOK, error)
+            # Without its own words, which may quote the request.
+            raise PluginError(f"middleware raised {type(error).__name__}") from None
         finally:
             task.cancel()
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from jackfield.hooks.calls import Hooks
+from jackfield.hooks.dispatcher import ESCAPES
 from jackfield.hooks.plugin import Plugin
 from jackfield.text.tool_calls import Piece, ToolCallParser
 
@@ -48,7 +49,7 @@ class IsolatedParser:
     def _try(self, work: Callable[[], list[Piece]]) -> list[Piece]:
         try:
             pieces = list(work())
-        except Exception as error:
+        except ESCAPES as error:
             self._parser = None
             self._hooks.failed(self._plugin, HOOK, error)
             return self._given_up()
