@@ -1,5 +1,6 @@
 """What Jackfield takes for granted about mlx-lm. An upgrade that breaks something breaks it here, with the reason."""
 
+import copy
 import importlib
 import inspect
 import json
@@ -226,7 +227,8 @@ def test_networks_ask_row_caches_only_for_what_they_have(architecture: str) -> N
     read = [make_prompt_cache(model) for _ in range(2)]
     for caches, prompt in zip(read, ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10]), strict=True):
         model(mx.array([prompt]), cache=caches)
-    batch = joined(read)
+    # A row hands its caches over when it joins, and these are asked again.
+    batch = joined(copy.deepcopy(read))
     batch.reserve(1)
     watched = [Watched(layer) for layer in batch.layers]
     together = model(mx.array([[11], [12]]), cache=watched)

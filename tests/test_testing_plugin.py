@@ -97,7 +97,7 @@ def test_it(jackfield_server):
 def test_a_plugin_that_fails_unnoticed_fails_the_test(tmp_path: Path) -> None:
     result = pytest_run(tmp_path, FAILS_AT_A_REQUEST.format(allowed=""))
     assert result.returncode == 1, result.stdout
-    assert "fails (active): transform_response: RuntimeError: not this one" in result.stdout
+    assert "fails (active): transform_response: RuntimeError in " in result.stdout
 
 
 def test_unless_it_may(tmp_path: Path) -> None:
@@ -421,5 +421,5 @@ def test_failures_can_be_looked_at(jackfield_server: StartServer) -> None:
     assert server.event("plugin_disabled").data["plugin"] == "wrong"
     (report,) = (plugin for plugin in server.get("/v1/plugins").json["data"] if plugin["name"] == "wrong")
     assert (report["state"], report["failures"]) == ("disabled", 2)
-    with pytest.raises(AssertionError, match="never"):
+    with pytest.raises(AssertionError, match="transform_request: RuntimeError in test_testing_plugin"):
         server.refuse_failures()
