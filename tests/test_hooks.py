@@ -109,7 +109,7 @@ async def hanging_async() -> None:
 
 async def stubborn() -> None:
     """Does not let itself be cancelled."""
-    for _ in range(100):
+    for _ in range(15):
         try:
             await asyncio.sleep(0.1)
         except asyncio.CancelledError:
