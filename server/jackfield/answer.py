@@ -13,9 +13,9 @@ from jackfield.hooks.data import Outcome
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.extension import Extension
 from jackfield.protocol.usage import Usage
+from jackfield.text.separator import Separator
 from jackfield.text.stops import StopMatcher
 from jackfield.text.stream import TextStream
-from jackfield.text.tool_calls import ToolCallParser
 
 
 def by_choice(deltas: Sequence[Delta], choices: int) -> list[list[Delta]]:
@@ -43,7 +43,7 @@ class Answer:
         requests: one a choice, in order.
         exchange: where it is told how the answer goes.
         stops: strings that end a choice.
-        parsers: one a choice, when the request has tools.
+        separators: one a choice, when there may be more than text in it.
         one_call: whether a choice ends with its first call.
         each: choices for each prompt; they stand next to each other.
     """
@@ -52,7 +52,7 @@ class Answer:
     requests: Sequence[GenerationRequest]
     exchange: Exchange
     stops: Sequence[str] = ()
-    parsers: Sequence[ToolCallParser | None] = ()
+    separators: Sequence[Separator] = ()
     one_call: bool = False
     each: int = 1
     _choices: list[Choice] = field(init=False)
@@ -60,10 +60,10 @@ class Answer:
     _events: asyncio.Queue[tuple[Choice, list[EngineEvent]]] = field(init=False, default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
-        parsers = self.parsers or [None] * len(self.requests)
+        separators = self.separators or [Separator() for _ in self.requests]
         self._choices = [
-            Choice(index, request, self._text(request), parser, self.exchange.info.id, self.one_call)
-            for index, (request, parser) in enumerate(zip(self.requests, parsers, strict=True))
+            Choice(index, request, self._text(request), separator, self.exchange.info.id, self.one_call)
+            for index, (request, separator) in enumerate(zip(self.requests, separators, strict=True))
         ]
         if any(map(self.exchange.hooks.has, ("observe_tokens", "score_confidence"))):
             for choice in self._choices:
@@ -74,8 +74,8 @@ class Answer:
 
     @property
     def parsed(self) -> bool:
-        """Whether there may be more than text in it."""
-        return any(parser is not None for parser in self.parsers)
+        """Whether there may be calls in it."""
+        return any(separator.calls is not None for separator in self.separators)
 
     def admit(self) -> None:
         """Make sure that the engine takes the request, while the client can still be told otherwise.
@@ -128,6 +128,7 @@ class Answer:
             len(choice.request.prompt),
             compressed=self.exchange.compression is not None,
             calls=choice.calls,
+            repaired_calls=choice.repaired,
         )
         choice.confidence = await self.exchange.hooks.score_confidence(
             self.exchange.info, choice.tokens, choice.said, outcome
@@ -185,6 +186,7 @@ class Answer:
             prompt=sum(len(choice.request.prompt) for choice in first),
             completion=sum(choice.generated for choice in self._choices),
             cached=sum(choice.start.cache.tokens for choice in first if choice.start),
+            reasoning=sum(choice.thought for choice in self._choices),
         )
 
     def extension(self) -> Extension:

@@ -16,8 +16,9 @@ from jackfield.engine.request import (
 )
 from jackfield.hooks.data import Confidence
 from jackfield.protocol.extension import CacheReport, ChoiceReport, ConfidenceReport, EndedBy
+from jackfield.text.pieces import CallEnd, CallStart, Piece, in_parts
+from jackfield.text.separator import Separator
 from jackfield.text.stream import TextDelta, TextStream
-from jackfield.text.tool_calls import ToolCallParser, ToolCallText
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,22 @@ AnswerFinish = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one choice has more: text or calls, the tokens they come from, and at last why it ended."""
+    """What one choice has more: text, thoughts and calls, the tokens they come from, and at last why it ended."""
 
     index: int
-    text: str = ""
-    calls: tuple[ToolCallText, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    """In the order in which the model wrote them; no `ToolCallText` among them, but its parts."""
     tokens: tuple[TokenEvent, ...] = ()
     prompt_tokens: tuple[TokenEvent, ...] = ()
     finish_reason: AnswerFinish | None = None
 
+    @property
+    def text(self) -> str:
+        """Its text, without thoughts and calls."""
+        return "".join(piece for piece in self.pieces if isinstance(piece, str))
+
     def __bool__(self) -> bool:
-        return bool(self.text or self.calls or self.tokens or self.prompt_tokens or self.finish_reason)
+        return bool(self.pieces or self.tokens or self.prompt_tokens or self.finish_reason)
 
 
 @dataclass(slots=True)
@@ -46,7 +52,7 @@ class Choice:
     index: int
     request: GenerationRequest
     text: TextStream
-    parser: ToolCallParser | None
+    separator: Separator
     request_id: str = ""
     """Of the whole request, as logs have it."""
     one_call: bool = False
@@ -55,7 +61,11 @@ class Choice:
     finish: FinishEvent | None = None
     ended_by: EndedBy | None = None
     generated: int = 0
+    thought: int = 0
+    """Of these tokens, the ones of thoughts."""
     calls: int = 0
+    repaired: int = 0
+    """Of these calls, the ones that were not written as they should be."""
     tokens: list[TokenEvent] | None = None
     """All of them, if somebody wants them, the one that ended it included."""
     said: str = ""
@@ -112,6 +122,7 @@ class Choice:
     def _grow(self, event: TokenEvent) -> TextDelta:
         self.spoke = self.spoke or time.monotonic()
         self.generated += 1
+        self.thought += self.separator.thinking
         if self.tokens is not None:
             self.tokens.append(event)
         delta = self.text.push(event)
@@ -129,24 +140,23 @@ class Choice:
         self.ended_by, self.ended = by, time.monotonic()
 
     def _delta(self, given: Sequence[TextDelta], prompt_tokens: tuple[TokenEvent, ...] = ()) -> Delta:
-        text = "".join(delta.text for delta in given)
         tokens = tuple(token for delta in given for token in delta.tokens)
-        text, calls = self._separate(text)
+        pieces = self._separate("".join(delta.text for delta in given))
         if self.tokens is not None:
-            self.said += text
-        return Delta(self.index, text, calls, tokens, prompt_tokens, self.finish_reason)
+            self.said += "".join(piece for piece in pieces if isinstance(piece, str))
+        return Delta(self.index, tuple(pieces), tokens, prompt_tokens, self.finish_reason)
 
-    def _separate(self, text: str) -> tuple[str, tuple[ToolCallText, ...]]:
-        if self.parser is None:
-            return text, ()
-        pieces = self.parser.push(text) + (self.parser.finish() if self.ended_by else [])
-        first = next((i for i, piece in enumerate(pieces) if isinstance(piece, ToolCallText)), None)
+    def _separate(self, text: str) -> list[Piece]:
+        found = self.separator.push(text) + (self.separator.finish() if self.ended_by else [])
+        pieces = in_parts(found)
+        first = next((i for i, piece in enumerate(pieces) if isinstance(piece, CallEnd)), None)
         if self.one_call and first is not None:
             pieces = pieces[: first + 1]
             self._end("tool_call")
-        calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallText))
-        self.calls += len(calls)
-        return "".join(piece for piece in pieces if isinstance(piece, str)), calls
+        starts = [piece for piece in pieces if isinstance(piece, CallStart)]
+        self.calls += len(starts)
+        self.repaired += sum(start.repaired for start in starts)
+        return pieces
 
     def report(self) -> ChoiceReport:
         """How it came about; only when it has ended."""

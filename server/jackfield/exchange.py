@@ -13,8 +13,8 @@ from jackfield.errors import InvalidRequestError, JackfieldError
 from jackfield.events import Event, EventBus, Level
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import LogRecord, RecordKind, RequestInfo
+from jackfield.protocol.asking import Asking
 from jackfield.protocol.extension import CompressionReport
-from jackfield.protocol.sampling import SamplingRequest
 
 
 def new_request_id() -> str:
@@ -51,7 +51,7 @@ class Exchange:
         info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
         return cls(info, state.hooks, state.events, state.settings.slow_seconds)
 
-    def asks(self, asked: SamplingRequest) -> None:
+    def asks(self, asked: Asking) -> None:
         """What the client wants has been read.
 
         Raises:

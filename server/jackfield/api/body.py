@@ -10,13 +10,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from jackfield.errors import PayloadTooLargeError
 from jackfield.exchange import Exchange
+from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import JsonObject
 from jackfield.protocol.parsing import load, validate
-from jackfield.protocol.sampling import SamplingRequest
 
 logger = logging.getLogger(__name__)
 
-Model = TypeVar("Model", bound=SamplingRequest)
+Model = TypeVar("Model", bound=Asking)
 Result = TypeVar("Result")
 
 _logged: set[str] = set()
@@ -62,7 +62,7 @@ def _read(model: type[Model], body: bytes) -> tuple[JsonObject, Model]:
     return document, validate(model, document)
 
 
-def _log_ignored(request: SamplingRequest) -> None:
+def _log_ignored(request: Asking) -> None:
     for name, reason in request.ignored().items():
         if name not in _logged:
             _logged.add(name)

@@ -6,8 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jackfield.answer import Answer
+from jackfield.api.choices import ChoicesReply
 from jackfield.api.generation import engine_requests
-from jackfield.api.reply import Reply, respond
+from jackfield.api.reply import respond
 from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
 from jackfield.errors import InvalidRequestError
@@ -41,14 +42,14 @@ def _tokens(prompt: str | list[int], model: ServedModel) -> list[int]:
     return prompt
 
 
-class _CompletionReply(Reply[CompletionRequest]):
+class _CompletionReply(ChoicesReply[CompletionRequest]):
     prefix = "cmpl"
     whole = Completion
     chunk = CompletionChunk
 
     @property
-    def scored(self) -> bool:
-        return self.asked.logprobs is not None
+    def plain(self) -> bool:
+        return self.asked.logprobs is None
 
     def ask(self) -> Answer:
         asked, each = self.asked, self.asked.n or 1

@@ -11,7 +11,6 @@ from jackfield.backends.cascade import Cascade
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.protocol.base import AnswerModel
-from jackfield.protocol.errors import ErrorEnvelope
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +36,11 @@ def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceRespon
     )
 
 
-async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes, None]:
+async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes | JackfieldError, None]:
     """An answer's deltas, with comments on the prompt's progress between them; the work stops with the iteration.
 
-    When the engine fails before anything was said, the error goes out as an event. Later it cannot be told without
-    harm, since clients repeat the whole request (and tools they have run already), so the answer ends as cut off.
+    When the engine fails before anything was said, the error is all there is. Later it cannot be told without harm,
+    since clients repeat the whole request (and tools they have run already), so the answer ends as cut off.
     """
     begun = False
     last = time.monotonic()
@@ -57,7 +56,7 @@ async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes, None
         failure = _expected(error)
         answer.exchange.failed(failure)
         if not begun:
-            yield event(ErrorEnvelope.model_validate(failure.envelope()))
+            yield failure
             return
         logger.warning("A stream ends early: %s", failure.message)
         for delta in answer.cut_off():

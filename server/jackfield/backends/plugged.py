@@ -64,7 +64,7 @@ class PluggedAnswer:
                 if piece:
                     self._exchange.generated(0, (), waited=0.0, cached=0)
                     self._text += piece
-                    yield Delta(0, piece)
+                    yield Delta(0, (piece,))
         finally:
             if isinstance(answer, AsyncGenerator):
                 await answer.aclose()

@@ -27,11 +27,15 @@ from jackfield.hooks.specs import (
     RegisterSource,
     hookimpl,
 )
-from jackfield.text.tool_calls import Piece, ToolCallParser, ToolCallText
+from jackfield.text.pieces import CallArguments, CallEnd, CallStart, Piece, Thought, ToolCallText
+from jackfield.text.tool_calls import ToolCallParser
 
 __all__ = [
     "TOP_K",
     "Backend",
+    "CallArguments",
+    "CallEnd",
+    "CallStart",
     "ChatMessage",
     "Compressed",
     "Confidence",
@@ -54,6 +58,7 @@ __all__ = [
     "Server",
     "Signal",
     "TextDelta",
+    "Thought",
     "TokenEvent",
     "TokenSampler",
     "ToolCallParser",

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.dispatcher import ESCAPES
 from jackfield.hooks.plugin import Plugin
-from jackfield.text.tool_calls import Piece, ToolCallParser
+from jackfield.text.pieces import Piece
+from jackfield.text.tool_calls import ToolCallParser
 
 HOOK = "register_tool_parsers"
 

@@ -138,13 +138,15 @@ class ChatMessage(AnswerModel):
     """The model's answer."""
 
     always: ClassVar = ("role", "refusal", "annotations")
-    never_null: ClassVar = ("reasoning_content", "tool_calls")
+    never_null: ClassVar = ("reasoning_content", "reasoning", "tool_calls")
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
     annotations: list[Any] = Field(default_factory=list, max_length=0)
     reasoning_content: str | None = None
+    """What the model thought before it spoke; clients know it by either name."""
+    reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -190,12 +192,13 @@ class ToolCallDelta(AnswerModel):
 class ChatDelta(AnswerModel):
     """What a chunk adds to the message."""
 
-    never_null: ClassVar = ("role", "reasoning_content", "tool_calls")
+    never_null: ClassVar = ("role", "reasoning_content", "reasoning", "tool_calls")
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 

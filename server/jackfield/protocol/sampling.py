@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, StringConstraints, Tag, model_validator
 
-from jackfield.protocol.base import Integral, JsonObject, RequestModel, Text, by_kind, refusal
+from jackfield.protocol.asking import Asking
+from jackfield.protocol.base import Integral, Text, by_kind, refusal
 from jackfield.protocol.streaming import StreamOptions
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -18,20 +19,14 @@ Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integral]
 Choices = Annotated[int, Field(ge=1, le=128), Integral]
 TokenLimit = Annotated[int, Field(ge=1), Integral]
 TokenIdKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
-Priority = Annotated[int, Field(ge=-100, le=100), Integral]
-Timeout = Annotated[float, Field(gt=0, le=86400)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[
     Annotated[Text, Tag("=string")] | Annotated[list[Text], Field(max_length=64), Tag("=array")],
     by_kind({str: "=string", list: "=array"}, "a string or an array of strings"),
 ]
-ExtensionWanted = Annotated[
-    Annotated[bool, Tag("=boolean")] | Annotated[dict[str, JsonObject], Tag("=object")],
-    by_kind({bool: "=boolean", dict: "=object"}, "true, false or an object with options for plugins"),
-]
 
 
-class SamplingRequest(RequestModel):
+class SamplingRequest(Asking):
     """What a request for a completion of any kind may say; ``None`` everywhere means that the client did not say."""
 
     ignored_on_purpose: ClassVar[Mapping[str, str]] = {
@@ -39,9 +34,7 @@ class SamplingRequest(RequestModel):
         "cache_prompt": "The prefix cache is always on, and never changes an answer.",
         "stream_options.include_obfuscation": "Jackfield does not pad its streams.",
     }
-    """Fields that change nothing here, by name, and why."""
 
-    model: Text
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -55,14 +48,7 @@ class SamplingRequest(RequestModel):
     ignore_eos: bool | None = None
     n: Choices | None = None
     max_tokens: TokenLimit | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    priority: Priority | None = None
-    """Lower goes first."""
-    timeout: Timeout | None = None
-    """Seconds from the request's arrival to the end of its answer."""
-    jackfield: ExtensionWanted | None = None
-    """Send an `Extension` with the answer; an object also says something to plugins, each by its name."""
     user: str | None = None
     cache_prompt: bool | None = None
 
@@ -72,24 +58,9 @@ class SamplingRequest(RequestModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def wants_extension(self) -> bool:
-        """Whether the answer is to say how it came about."""
-        return self.jackfield is not None and self.jackfield is not False
-
-    @property
     def token_limit(self) -> int | None:
         """How many tokens the client wants at most."""
         return self.max_tokens
-
-    def ignored(self) -> dict[str, str]:
-        """The fields of this request that change nothing, and why: to be logged once."""
-        return {name: why for name, why in self.ignored_on_purpose.items() if self._has(name)}
-
-    def _has(self, name: str) -> bool:
-        value: object = self
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        return value is not None
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:

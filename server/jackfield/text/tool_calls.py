@@ -1,23 +1,12 @@
 """Tool calls in an answer's text."""
 
 import json
-from dataclasses import dataclass
 from typing import Protocol
 
+from jackfield.text.pieces import Piece, ToolCallText
 from jackfield.text.stops import StopMatcher
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallText:
-    """A call as the model wrote it; the arguments are JSON text."""
-
-    name: str
-    arguments: str
-
-
-Piece = str | ToolCallText
 
 
 class ToolCallParser(Protocol):
