@@ -123,9 +123,8 @@ def scripted(folder: Path) -> Starlette:
     tokenizer.write(folder)
     said = engine.tokens([65] * TOKENS, -0.1, 0.3)
     script = engine.script(said, StartEvent(0.0, CacheUse()), FinishEvent("length"))
-    model = ServedModel(
-        "scripted", Tokenizer(folder), cast(Any, engine.ScriptedEngine(script)), 4096, tokenizer.VOCABULARY, {}
-    )
+    speaker = cast(Any, engine.ScriptedEngine(lambda _: script))
+    model = ServedModel("scripted", Tokenizer(folder), speaker, 4096, tokenizer.VOCABULARY, {})
     return create_app(Settings(), Registry([model]))
 
 

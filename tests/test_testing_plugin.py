@@ -1,5 +1,6 @@
 """What authors of plugins test with: jackfield.testing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -121,6 +122,52 @@ def test_it_says_what_it_is_told_one_after_the_other(server: JackfieldServer, st
 def test_untold_it_says_something(server: JackfieldServer) -> None:
     assert server.chat("Hi").content
     assert server.chat("Hi").content == server.chat([{"role": "user", "content": "Something else"}]).content
+
+
+def agent(prompt: str) -> str:
+    """A model that asks for the weather, and tells what it has heard."""
+    turn = prompt.rpartition("<|im_end|>")[0].rpartition("<|im_start|>")[2]
+    if "<tool_response>" in turn:
+        return f"It says{turn.removeprefix('user')}"
+    return (
+        '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>' if "tools" in prompt else "Hello."
+    )
+
+
+def test_a_function_holds_a_whole_conversation(server: JackfieldServer) -> None:
+    server.answers(agent)
+    assert server.chat("Hi").content == "Hello."
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    conversation: list[JsonObject] = [{"role": "user", "content": "Is it raining?"}]
+    (call,) = server.chat(conversation, tools=tools).tool_calls
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+    conversation += [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "rain"},
+    ]
+    assert server.chat(conversation, tools=tools).content.split() == [
+        "It",
+        "says",
+        "<tool_response>",
+        "rain",
+        "</tool_response>",
+    ]
+
+
+def test_what_was_told_goes_before_what_a_function_makes(server: JackfieldServer) -> None:
+    server.answers(str.upper)
+    server.says("told")
+    assert [server.chat("Hi").content for _ in range(2)] == [
+        "told",
+        "<|IM_START|>USER\nHI<|IM_END|>\n<|IM_START|>ASSISTANT\n",
+    ]
+
+
+def test_a_function_that_fails_fails_the_request(server: JackfieldServer) -> None:
+    server.answers({}.__getitem__)
+    reply = server.chat("Hi")
+    assert reply.status == 503
+    assert "KeyError" in reply.json["error"]["message"]
 
 
 def test_each_choice_gets_its_own(server: JackfieldServer) -> None:

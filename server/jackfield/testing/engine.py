@@ -31,15 +31,19 @@ class Script:
     """A pause before each step."""
 
 
+Untold = Callable[[GenerationRequest], Script]
+"""What a request gets for which there is no script."""
+
+
 class ScriptedEngine:
-    """Answers each choice of each request with the next script, or with ``default`` when there is none.
+    """Answers each choice of each request with the next script; when there is none, with what ``default`` makes of it.
 
     Like the real engine it gives log probabilities and entropies only to requests that want them, ends at
     ``max_tokens`` and at the tokens that end an answer, and lets a request's logits processors and its sampler choose:
     they see logits of 0, and of 10 for the token in the script.
     """
 
-    def __init__(self, default: Script) -> None:
+    def __init__(self, default: Untold) -> None:
         self.default = default
         self.scripts: deque[Script] = deque()
         self.requests: list[GenerationRequest] = []
@@ -69,7 +73,7 @@ class ScriptedEngine:
 
     def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
         """Begin with the next script."""
-        script = self.scripts.popleft() if self.scripts else self.default
+        script = self.scripts.popleft() if self.scripts else None
         self._tasks[request.id] = asyncio.get_running_loop().create_task(self._play(script, request, deliver))
 
     def cancel(self, request_ids: Iterable[str]) -> None:
@@ -83,12 +87,12 @@ class ScriptedEngine:
         """End the engine's thread."""
         self._thread.shutdown()
 
-    async def _play(self, script: Script, request: GenerationRequest, deliver: Deliver) -> None:
+    async def _play(self, script: Script | None, request: GenerationRequest, deliver: Deliver) -> None:
         try:
             if request.prepare is not None:
                 request = await self._on_thread(partial(request.prepare, request))
             self.requests.append(request)
-            await self._step(script, request, deliver)
+            await self._step(script or self.default(request), request, deliver)
         except Exception as error:
             deliver([FinishEvent("error", EngineError(f"The scripted engine failed: {error!r}"))])
 

@@ -41,6 +41,9 @@ UNASKED = "Nobody told me what to say."
 Messages = str | Sequence[Mapping[str, Any]]
 """A conversation; a string is what the user says."""
 
+Answer = Callable[[str], str]
+"""From a prompt to what the model says."""
+
 
 class StartServer(Protocol):
     """What the fixture ``jackfield_server`` is."""
@@ -112,6 +115,17 @@ class JackfieldServer:
     def plays(self, steps: Sequence[Sequence[EngineEvent]]) -> None:
         """Answer the next choice of a request with just these events of the engine, step by step."""
         self.engine.scripts.append(Script(steps))
+
+    def answers(self, answer: Answer) -> None:
+        """Answer what nothing was told for with what ``answer`` makes of the prompt: a model for whole conversations.
+
+        The prompt is the text that the chat template wrote, with the tools of the request, calls and their results. It
+        is called on the event loop; when it raises, the request fails.
+        """
+        self.engine.default = lambda request: _saying(self.tokenizer, answer(self._prompt(request)))
+
+    def _prompt(self, request: GenerationRequest) -> str:
+        return self.tokenizer.decode(request.prompt, special=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -274,7 +288,7 @@ def serving(
     whole = configuration.load({**server_settings, "plugins": settings}, environment={})
     recorder, tokenizer = Recorder(), Tokenizer(tokenizer_folder)
     hooks = given([*map(_named, plugins), (NAME, recorder)], whole)
-    with closing(ScriptedEngine(_unasked(tokenizer))) as engine:
+    with closing(ScriptedEngine(lambda request: _saying(tokenizer, UNASKED))) as engine:
         context_length = whole.context_length or CONTEXT_LENGTH
         model = ServedModel(MODEL, tokenizer, cast("Engine", engine), context_length, VOCABULARY, {})
         app = create_app(whole, Registry([model]), hooks)
@@ -297,10 +311,8 @@ def _named(plugin: str | tuple[str, object]) -> tuple[str, object]:
     return plugin, next(iter(points)).load()
 
 
-def _unasked(tokenizer: Tokenizer) -> Script:
-    return script(
-        tokens(tokenizer.encode(UNASKED), -0.1, 0.3), StartEvent(0.0, CacheUse(miss="new")), FinishEvent("stop")
-    )
+def _saying(tokenizer: Tokenizer, text: str) -> Script:
+    return script(tokens(tokenizer.encode(text), -0.1, 0.3), StartEvent(0.0, CacheUse(miss="new")), FinishEvent("stop"))
 
 
 class _Running:
