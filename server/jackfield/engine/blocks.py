@@ -22,6 +22,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, QuantizedKVCache, RotatingKVCache
 
+from jackfield.engine.request import PromptImage
+
 BLOCK_TOKENS = 32
 BLOCK_OVERHEAD = 1024
 """Bytes that a block takes besides its arrays: digests, tokens, table entries."""
@@ -59,7 +61,7 @@ class Link(NamedTuple):
     parent: bytes
     """The digest of the block before; empty for the first."""
     tokens: bytes
-    """BLOCK_TOKENS token ids; uint32, little-endian."""
+    """BLOCK_TOKENS token ids; uint32, little-endian. Then, in order, the digests of the images that they stand for."""
 
 
 def digest(parent: bytes, tokens: bytes) -> bytes:
@@ -67,15 +69,20 @@ def digest(parent: bytes, tokens: bytes) -> bytes:
     return blake2b(parent + tokens, digest_size=16).digest()
 
 
-def chain(tokens: Sequence[int]) -> list[Link]:
-    """The whole blocks that ``tokens`` start with."""
+def chain(tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> list[Link]:
+    """The whole blocks that ``tokens`` start with. Equal tokens of different ``images`` make different blocks."""
     data, size = array("I", tokens).tobytes(), 4 * BLOCK_TOKENS
     links, parent = [], b""
     for start in range(0, len(data) - size + 1, size):
-        own = data[start : start + size]
+        own = data[start : start + size] + _digests(images, start // 4)
         links.append(Link(digest(parent, own), parent, own))
         parent = links[-1].digest
     return links
+
+
+def _digests(images: Iterable[PromptImage], first: int) -> bytes:
+    """Of the images that have tokens in the block which begins with token ``first``."""
+    return b"".join(image.digest for image in images if image.start < first + BLOCK_TOKENS and image.end > first)
 
 
 def keys_of(links: Sequence[Link], with_state: bool) -> list[Key]:

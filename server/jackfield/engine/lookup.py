@@ -6,7 +6,7 @@ here runs on the engine thread.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from jackfield.engine.blocks import (
     restore,
 )
 from jackfield.engine.disk_cache import PATIENCE, Reading
-from jackfield.engine.request import CacheUse, MissReason
+from jackfield.engine.request import CacheUse, MissReason, PromptImage
 
 if TYPE_CHECKING:
     from jackfield.engine.prefix_cache import PrefixCache
@@ -42,10 +42,10 @@ class Lookup:
     Its own copy of that is as large as what it will put into the caches. ``restore`` or ``cancel`` it.
     """
 
-    def __init__(self, cache: "PrefixCache", tokens: Sequence[int]) -> None:
+    def __init__(self, cache: "PrefixCache", tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> None:
         self._cache = cache
         self._generation = cache.generation
-        self._links = chain(tokens) if cache.enabled else []
+        self._links = chain(tokens, images) if cache.enabled else []
         self._joint: Joint | None = None
         self._state: Block | None = None
         self._taken: set[Key] = set()

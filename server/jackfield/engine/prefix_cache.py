@@ -1,9 +1,9 @@
 """The prefix cache: what was computed for prompts seen before, in blocks that all requests share.
 
 Blocks are in memory under a byte budget and, if there is a :class:`DiskCache`, on disk. On both a block is found by
-the digest of its tokens and all that come before them, so a prompt takes over the longest chain of blocks that starts
-it, whoever it came from. When a model has layers whose state cannot be cut into positions (see ``blocks``), a chain can
-be used only up to a block after which there is a snapshot of that state.
+the digest of its tokens (and images) and of all that come before them, so a prompt takes over the longest chain of
+blocks that starts it, whoever it came from. When a model has layers whose state cannot be cut into positions (see
+``blocks``), a chain can be used only up to a block after which there is a snapshot of that state.
 
 Everything here runs on the engine thread.
 """
@@ -29,6 +29,7 @@ from jackfield.engine.blocks import (
 )
 from jackfield.engine.disk_cache import DiskCache
 from jackfield.engine.lookup import Lookup
+from jackfield.engine.request import PromptImage
 
 GHOSTS = 1 << 16
 """Blocks that are remembered after they have had to go, to tell why a request missed them."""
@@ -91,11 +92,17 @@ class PrefixCache:
         """Bytes of memory that blocks take, beyond ``nbytes``, while they wait to be written to disk."""
         return 0 if self.disk is None else self.disk.queued_bytes
 
-    def lookup(self, tokens: Sequence[int]) -> Lookup:
+    def lookup(self, tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> Lookup:
         """The longest chain of blocks that starts ``tokens``: all of a prompt that need not run through the model."""
-        return Lookup(self, tokens)
+        return Lookup(self, tokens, images)
 
-    def store(self, tokens: Sequence[int], caches: Sequence[Cache], snapshot: bool = False) -> None:
+    def store(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[Cache],
+        snapshot: bool = False,
+        images: Iterable[PromptImage] = (),
+    ) -> None:
         """Keep what ``caches``, one a layer, hold for ``tokens``, as far as it is not here already.
 
         Args:
@@ -103,6 +110,7 @@ class PrefixCache:
             caches: mlx-lm's, of one sequence.
             snapshot: also keep the state of layers that are not positional; ``caches`` then stand exactly at the end
                 of ``tokens``, a multiple of BLOCK_TOKENS. Without effect when there are no such layers.
+            images: what some of the tokens stand for.
 
         Raises:
             ValueError: the caches need snapshots but ``stateful`` was not said, they hold fewer positions than
@@ -115,7 +123,7 @@ class PrefixCache:
         if snapshot and self.stateful and len(tokens) % BLOCK_TOKENS:
             raise ValueError("a snapshot stands at the end of a block")
         if reusable(caches):
-            self._store(chain(tokens), caches, snapshot and self.stateful)
+            self._store(chain(tokens, images), caches, snapshot and self.stateful)
             self.persist(PERSIST_BYTES)
 
     def _store(self, links: Sequence[Link], caches: Sequence[Cache], with_state: bool) -> None:
@@ -245,9 +253,9 @@ class PrefixCache:
             self._evict(write and self.queued_bytes < SPILL_BYTES)
         return before - self.nbytes
 
-    def discard(self, tokens: Sequence[int]) -> None:
+    def discard(self, tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> None:
         """Forget all blocks that start ``tokens``, on disk too, since they turned out to be wrong."""
-        self.forget(chain(tokens))
+        self.forget(chain(tokens, images))
 
     def forget(self, links: Sequence[Link]) -> None:
         """Forget all blocks of a chain, on disk too."""

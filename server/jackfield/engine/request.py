@@ -8,6 +8,8 @@ from jackfield.errors import JackfieldError
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
+    from numpy.typing import NDArray
 
     from jackfield.engine.grammar import Grammar
 
@@ -59,6 +61,25 @@ class SamplingParameters:
     """Same seed, same text, whatever else is in the batch."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptImage:
+    """An image in a prompt. Its tokens are all alike: what the model gets for them are the image's own embeddings."""
+
+    start: int
+    """Position of its first token."""
+    count: int
+    """How many tokens it has; at least one more follows after them."""
+    pixels: "NDArray[np.uint8]"
+    """[height, width, 3], red, green and blue, of the size that the model wants."""
+    digest: bytes
+    """The 32 bytes that stand for the pixels: images of equal digests are the same."""
+
+    @property
+    def end(self) -> int:
+        """Position of the first token after it."""
+        return self.start + self.count
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate."""
@@ -68,6 +89,8 @@ class GenerationRequest:
     """Token ids, at least one."""
     max_tokens: int
     sampling: SamplingParameters
+    images: tuple[PromptImage, ...] = ()
+    """Those in the prompt, in order; only for models that read images."""
     stop_tokens: frozenset[int] = frozenset()
     """Generation ends at any of these, with finish reason ``stop``; empty to ignore the model's end of sequence."""
     top_logprobs: int | None = None

@@ -68,12 +68,18 @@ class Room:
     def _promised(self, reading: Iterable[Sequence]) -> int:
         # Rows that share a slab have room to grow, which a lone one does not need.
         nbytes = self.runner.row_bytes if self.busy > 1 else self.runner.lone_row_bytes
-        return sum(nbytes(_length_ahead(sequence)) for sequence in reading)
+        sequences = list(reading)
+        return sum(nbytes(_length_ahead(sequence)) for sequence in sequences) + self._image_bytes(sequences)
+
+    def _image_bytes(self, reading: Iterable[Sequence]) -> int:
+        """Bytes of embeddings while prompts are read: each has those of one image at a time."""
+        counts = (max((image.count for image in s.request.images), default=0) for s in reading)
+        return self.runner.image_token_bytes * sum(counts)
 
     def could_hold(self, sequence: Sequence) -> bool:
         """Whether it fits, to its last token, when it is alone."""
         length = len(sequence.request.prompt) + sequence.request.max_tokens
-        return self.runner.lone_row_bytes(length) <= self.guard.pool
+        return self.runner.lone_row_bytes(length) + self._image_bytes([sequence]) <= self.guard.pool
 
     def admits(self, sequence: Sequence) -> bool:
         """Whether there is room for a request."""
@@ -86,8 +92,9 @@ class Room:
 
     def _with(self, sequence: Sequence) -> int:
         """Bytes held once it is let in: while all prompts are being read, or when they have been, whichever is more."""
-        lengths = [_length_ahead(one) for one in (*self.reading, sequence)]
-        promised = self.batch.nbytes_ahead() + sum(map(self.runner.row_bytes, lengths))
+        reading = [*self.reading, sequence]
+        lengths = [_length_ahead(one) for one in reading]
+        promised = self.batch.nbytes_ahead() + sum(map(self.runner.row_bytes, lengths)) + self._image_bytes(reading)
         return max(promised, self.batch.nbytes_ahead(lengths))
 
     # --- Making room ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mlx import nn
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_prompt_cache
 
 from jackfield.engine.attention import attend_by_slab
+from jackfield.engine.images import ImageEncoder
 from jackfield.engine.kv_cache import (
     FusedKVCache,
     PromptSlice,
@@ -26,7 +27,7 @@ from jackfield.engine.kv_cache import (
     row_cache,
 )
 from jackfield.engine.logprobs import logprobs, token_events
-from jackfield.engine.request import TokenEvent
+from jackfield.engine.request import PromptImage, TokenEvent
 from jackfield.engine.slab import ONE_SLAB, Arrays, Row, SlabSizes
 from jackfield.errors import ModelLoadError
 
@@ -48,6 +49,7 @@ class Runner:
         kv_bits: 8 or 4 to quantize keys and values; None keeps them as the model makes them.
         kv_group_size: elements of a head that share a scale; 32 is taken where this does not divide the heads.
         sizes: which rows of a decode batch share a slab.
+        images: makes embeddings of images, if the model reads them.
 
     Raises:
         ModelLoadError: the model's keys and values cannot be quantized.
@@ -59,8 +61,10 @@ class Runner:
         kv_bits: int | None = None,
         kv_group_size: int = 64,
         sizes: SlabSizes = SlabSizes(),  # noqa: B008 - frozen
+        images: ImageEncoder | None = None,
     ) -> None:
         self.model = model
+        self.images = images
         attend_by_slab(model)
         self._quantization = (_group_size(model, kv_group_size), kv_bits) if kv_bits else None
         # Shapes are known without evaluating anything.
@@ -98,6 +102,11 @@ class Runner:
         """Bytes of the layers whose caches are batched by mlx-lm, with so many rows of up to ``longest`` positions."""
         return rows * (self._sizes.round_up(longest) * self._nested_bytes + self._fixed_bytes)
 
+    @property
+    def image_token_bytes(self) -> int:
+        """Bytes that an image takes for each of its tokens while it is read."""
+        return 0 if self.images is None else self.images.bytes_per_token
+
     def row_bytes(self, length: int) -> int:
         """Bytes that a row of ``length`` positions takes in the decode batch, those of other kinds of layers included.
 
@@ -110,17 +119,39 @@ class Runner:
         """The same for a row that has the batch to itself."""
         return self._sizes.round_up(length) * self.bytes_per_token + self._fixed_bytes
 
-    def prefill(self, caches: list[Cache], tokens: Sequence[int]) -> None:
-        """Add ``tokens`` to ``caches``; returns when that has happened."""
+    def prefill(self, caches: list[Cache], tokens: Sequence[int], embeddings: mx.array | None = None) -> None:
+        """Add ``tokens`` to ``caches``; returns when that has happened.
+
+        ``embeddings`` [count, hidden] is what stands for them, where that is an image.
+        """
         # Only the caches are evaluated, so the output head is never computed for the prompt.
-        self.model(mx.array([list(tokens)]), cache=caches)
+        self._run(caches, tokens, embeddings)
         mx.eval([cache.state for cache in caches])
         # A slice's activations are much larger than a step's: their buffers are of no use to the next one.
         mx.clear_cache()
 
-    def score(self, caches: list[Cache], tokens: Sequence[int], following: Sequence[int], top: int) -> list[TokenEvent]:
+    def encode(self, image: PromptImage) -> mx.array:
+        """Embeddings [tokens, hidden] of an image; only if there are ``images``."""
+        if self.images is None:
+            raise ValueError("this model reads no images")
+        return self.images.encode(image)
+
+    def _run(self, caches: list[Cache], tokens: Sequence[int], embeddings: mx.array | None) -> mx.array:
+        """Logits [1, count, vocabulary]; nothing is evaluated yet."""
+        others = {} if embeddings is None else {"input_embeddings": embeddings[None]}
+        logits: mx.array = self.model(mx.array([list(tokens)]), cache=caches, **others)
+        return logits
+
+    def score(
+        self,
+        caches: list[Cache],
+        tokens: Sequence[int],
+        following: Sequence[int],
+        top: int,
+        embeddings: mx.array | None = None,
+    ) -> list[TokenEvent]:
         """Like :meth:`prefill`, and tells how likely each token of ``following`` was after the one in ``tokens``."""
-        logits = self.model(mx.array([list(tokens)]), cache=caches)[0]
+        logits = self._run(caches, tokens, embeddings)[0]
         scores = logprobs(logits, mx.array(list(following)), top)
         mx.eval([cache.state for cache in caches], scores)
         mx.clear_cache()

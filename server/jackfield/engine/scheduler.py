@@ -178,7 +178,7 @@ class Scheduler:
         sequence.caches = self.runner.start()
         if not sequence.scores_prompt:
             # The last token always runs through the model, since its logits are the next one's.
-            sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1])
+            sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1], sequence.request.images)
         # What was found is the last to give way.
         self.room.give_way()
 
@@ -211,18 +211,21 @@ class Scheduler:
 
     def _shares_step(self, sequence: Sequence) -> bool:
         """Whether its next slice can go through the model together with the last tokens of the others."""
-        return self.runner.fuses and not sequence.scores_prompt
+        return self.runner.fuses and not sequence.scores_prompt and sequence.image is None
 
     def _read(self, sequence: Sequence, events: Events) -> float:
-        """Process a slice of a prompt by itself; returns the seconds it took."""
+        """Process a slice of a prompt by itself, or encode the image that is next; returns the seconds it took."""
         # What the batch still computes must not be taken for the slice's time.
         self.batch.wait()
         started = time.perf_counter()
+        if (image := sequence.image) is not None and sequence.encoded is None:
+            sequence.encoded = self.runner.encode(image)
+            return time.perf_counter() - started
         tokens = self._next_slice(sequence)
         if sequence.scores_prompt:
             self._score(sequence, tokens)
         else:
-            self.runner.prefill(sequence.caches, tokens)
+            self.runner.prefill(sequence.caches, tokens, sequence.embeddings(len(tokens)))
         self.pace.sliced(len(tokens), time.perf_counter() - started, len(self.batch))
         self._has_read(sequence, len(tokens), events)
         return time.perf_counter() - started
@@ -238,7 +241,7 @@ class Scheduler:
         self._has_read(sequence, len(tokens), events)
 
     def _has_read(self, sequence: Sequence, count: int, events: Events) -> None:
-        sequence.processed += count
+        sequence.advance(count)
         self._store_on_the_way(sequence)
         if sequence.answering is None:
             events.append((sequence.request.id, PrefillEvent(sequence.processed, len(sequence.request.prompt))))
@@ -275,17 +278,19 @@ class Scheduler:
         if self.prefix_cache.stateful and sequence.remaining > size >= BLOCK_TOKENS:
             # States can be kept between blocks only.
             end = max(end // BLOCK_TOKENS * BLOCK_TOKENS, sequence.processed + 1)
-        return min((stop for stop in sequence.snapshots if sequence.processed < stop < end), default=end)
+        stops = (*sequence.snapshots, *sequence.image_edges)
+        return min((stop for stop in stops if sequence.processed < stop < end), default=end)
 
     def _score(self, sequence: Sequence, tokens: tuple[int, ...]) -> None:
         start = sequence.processed + 1
         following = sequence.request.prompt[start : start + len(tokens)]
         top = sequence.request.top_logprobs or 0
-        sequence.scored += self.runner.score(sequence.caches, tokens, following, top)
+        embeddings = sequence.embeddings(len(tokens))
+        sequence.scored += self.runner.score(sequence.caches, tokens, following, top, embeddings)
 
     def _store_on_the_way(self, sequence: Sequence) -> None:
         if sequence.processed in sequence.snapshots:
-            self.prefix_cache.store(sequence.tokens[: sequence.processed], sequence.caches, snapshot=True)
+            self._remember(sequence.tokens[: sequence.processed], sequence, snapshot=True)
         elif sequence.processed - sequence.stored >= STORE_TOKENS:
             self._remember(sequence.tokens[: sequence.processed], sequence)
 
@@ -352,8 +357,8 @@ class Scheduler:
         self.batch.remove(leaving)
         self._full = self._full and not leaving
 
-    def _remember(self, tokens: tuple[int, ...], sequence: Sequence) -> None:
-        self.prefix_cache.store(tokens, sequence.caches)
+    def _remember(self, tokens: tuple[int, ...], sequence: Sequence, *, snapshot: bool = False) -> None:
+        self.prefix_cache.store(tokens, sequence.caches, snapshot, sequence.request.images)
         sequence.stored = len(tokens)
 
     def _remember_part(self, sequence: Sequence) -> None:
@@ -361,11 +366,11 @@ class Scheduler:
             sequence.lookup.cancel()
         elif sequence.caches:
             part = sequence.tokens[: sequence.processed]
-            self.prefix_cache.store(part, sequence.caches, snapshot=not len(part) % BLOCK_TOKENS)
+            self._remember(part, sequence, snapshot=not len(part) % BLOCK_TOKENS)
 
     def _distrust(self, sequence: Sequence) -> None:
         """What was computed is wrong, and nobody knows since when: forget all that may come from it."""
-        self.prefix_cache.discard(sequence.tokens)
+        self.prefix_cache.discard(sequence.tokens, sequence.request.images)
         self.prefix_cache.clear()
 
     # --- Numbers -------------------------------------------------------------------------------------------------

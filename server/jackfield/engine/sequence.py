@@ -3,9 +3,11 @@
 import time
 from dataclasses import dataclass, field
 
+import mlx.core as mx
+
 from jackfield.engine.grammar import GrammarMatcher
 from jackfield.engine.lookup import Lookup
-from jackfield.engine.request import CacheUse, FinishEvent, FinishReason, GenerationRequest, TokenEvent
+from jackfield.engine.request import CacheUse, FinishEvent, FinishReason, GenerationRequest, PromptImage, TokenEvent
 from jackfield.engine.runner import Cache
 from jackfield.errors import JackfieldError
 
@@ -22,6 +24,8 @@ class Sequence:
     cache_use: CacheUse = field(default_factory=CacheUse)
     processed: int = 0
     """Tokens that are in the caches."""
+    encoded: mx.array | None = None
+    """Embeddings of the image in which the next token to process is, once they are there; [tokens, hidden]."""
     stored: int = 0
     """Tokens that the prefix cache has been given or has given."""
     snapshots: frozenset[int] = frozenset()
@@ -58,6 +62,30 @@ class Sequence:
         return self.length - 1 - self.processed
 
     @property
+    def image(self) -> PromptImage | None:
+        """The image in which the next token to process is."""
+        return next((image for image in self.request.images if image.start <= self.processed < image.end), None)
+
+    @property
+    def image_edges(self) -> list[int]:
+        """Where images begin and end: a slice of the prompt is all text, or all of one image."""
+        return [edge for image in self.request.images for edge in (image.start, image.end)]
+
+    def embeddings(self, count: int) -> mx.array | None:
+        """What stands for the next ``count`` tokens, all of one image; None where token ids say it all."""
+        if self.image is None or self.encoded is None:
+            return None
+        start = self.processed - self.image.start
+        return self.encoded[start : start + count]
+
+    def advance(self, count: int) -> None:
+        """So many more tokens are in the caches."""
+        image = self.image
+        self.processed += count
+        if self.image is not image:
+            self.encoded = None
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether the prompt's log probabilities are still to be worked out."""
         return self.request.prompt_logprobs and self.answering is None
@@ -79,7 +107,7 @@ class Sequence:
 
     def preempt(self) -> None:
         """Forget what was computed, to be processed again later; the answer so far stays."""
-        self.caches, self.lookup, self.scored = [], None, []
+        self.caches, self.lookup, self.scored, self.encoded = [], None, [], None
         self.processed = self.stored = 0
         self.preemptions += 1
 

@@ -129,7 +129,10 @@ def mlx_has_cuda() -> bool:
 
 
 def import_mlx_lm() -> None:
-    """Import mlx-lm but keep the process's limit on open files, which it lowers to 2048 for everybody."""
+    """Import mlx-lm but keep the process's limit on open files, which it lowers to 2048 for everybody.
+
+    Where there is no Metal, its models get along without.
+    """
     import resource  # noqa: PLC0415
 
     set_limit = resource.setrlimit
@@ -139,6 +142,8 @@ def import_mlx_lm() -> None:
         importlib.import_module("mlx_lm.utils")
     finally:
         resource.setrlimit = set_limit
+    # Imports MLX, for which a BLAS may have to be loaded first.
+    importlib.import_module("jackfield.models.kernels").replace_metal()
 
 
 def detect_device(blas: Blas) -> Device:
