@@ -54,3 +54,14 @@ def test_only_what_may_begin_a_stop_string_is_held_back():
     assert matcher.push("d> never") == ""
     assert matcher.stopped
     assert matcher.push("again") == ""
+
+
+@given(ALPHABET, STOPS, st.lists(st.integers(0, 5), max_size=20))
+def test_it_says_which_one_it_found(text, stops, sizes):
+    matcher = StopMatcher(stops)
+    given_out = "".join(matcher.push(piece) for piece in cut(text, sizes)) + matcher.flush()
+    if matcher.found is None:
+        assert given_out == text
+    else:
+        assert matcher.found in stops
+        assert text.startswith(given_out + matcher.found)

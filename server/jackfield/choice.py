@@ -35,6 +35,8 @@ class Delta:
     tokens: tuple[TokenEvent, ...] = ()
     prompt_tokens: tuple[TokenEvent, ...] = ()
     finish_reason: AnswerFinish | None = None
+    stop_string: str | None = None
+    """The one that ended it."""
 
     @property
     def text(self) -> str:
@@ -144,7 +146,8 @@ class Choice:
         pieces = self._separate("".join(delta.text for delta in given))
         if self.tokens is not None:
             self.said += "".join(piece for piece in pieces if isinstance(piece, str))
-        return Delta(self.index, tuple(pieces), tokens, prompt_tokens, self.finish_reason)
+        stop_string = self.text.stop_string if self.ended_by == "stop_string" else None
+        return Delta(self.index, tuple(pieces), tokens, prompt_tokens, self.finish_reason, stop_string)
 
     def _separate(self, text: str) -> list[Piece]:
         found = self.separator.push(text) + (self.separator.finish() if self.ended_by else [])

@@ -21,7 +21,7 @@ from jackfield.hooks.data import TextDelta
 from jackfield.host import OWN, Host
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.asking import Asking
-from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.base import AnswerModel, JsonObject
 from jackfield.text.pieces import Piece
 
 Asked = TypeVar("Asked", bound=Asking)
@@ -64,6 +64,10 @@ class Reply(ABC, Generic[Asked]):
         """Whether an answer of text alone will do."""
         return True
 
+    def document(self) -> JsonObject:
+        """The request in the words of ``/v1/chat/completions`` or ``/v1/completions``, for backends of plugins."""
+        return self.asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
     def facts(self) -> dict[str, Any]:
         """What there is to log of the request, in numbers and names."""
         requests = self.answer.requests
@@ -84,9 +88,8 @@ class Reply(ABC, Generic[Asked]):
         name, reason = await self.host.backend(self.exchange.info)
         self.exchange.answered_by(name, reason)
         if name != OWN:
-            document = self.asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
             plain = self.plain and len(own.requests) == 1 and own.requests[0].grammar is None and not own.parsed
-            self.answer = self.host.plugged(name, own, document, plain=plain)
+            self.answer = self.host.plugged(name, own, self.document(), plain=plain)
 
     async def parts(self) -> list[Delta]:
         """All of the answer, once it is there."""

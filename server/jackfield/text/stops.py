@@ -10,17 +10,24 @@ class StopMatcher:
         self._stops = tuple(stops)
         self.held = ""
         """The end of the text so far, when it may begin a stop string."""
-        self.stopped = False
+        self.found: str | None = None
+        """The first of them, once it is there."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one has been found."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """The text that is safe to give out: all but an end that may be the beginning of a stop string."""
         if self.stopped:
             return ""
         text = self.held + text
-        found = min((at for at in map(text.find, self._stops) if at >= 0), default=-1)
-        if found >= 0:
-            self.stopped, self.held = True, ""
-            return text[:found]
+        places = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if places:
+            at, self.found = min(places, key=lambda place: place[0])
+            self.held = ""
+            return text[:at]
         safe = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self.held = text[safe:]
         return text[:safe]

@@ -41,6 +41,11 @@ class TextStream:
         """Whether a stop string has been found."""
         return self._stops.stopped
 
+    @property
+    def stop_string(self) -> str | None:
+        """Which one."""
+        return self._stops.found
+
     def push(self, token: TokenEvent) -> TextDelta:
         """The text that this token makes certain; perhaps none."""
         if self.stopped or token.id in self._end_tokens:
