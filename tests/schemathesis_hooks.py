@@ -16,6 +16,8 @@ def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kw
         return
     if isinstance(body.get("model"), str) and body["model"]:
         body["model"] = MODEL
+    if not case.path.endswith("completions"):
+        return
     body.setdefault("max_tokens", 2)
     if body["max_tokens"] is None or (is_integer(body["max_tokens"]) and body["max_tokens"] > 2):
         body["max_tokens"] = 2

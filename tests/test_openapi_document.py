@@ -15,22 +15,41 @@ from pydantic import BaseModel
 from canonical import Schema, canonical, difference
 from contract import declared_routes, document, resolve, validator
 from jackfield import errors
-from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.base import AnswerModel, RequestBody
 from jackfield.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from jackfield.protocol.completions import Completion, CompletionChunk, CompletionRequest
 from jackfield.protocol.errors import ErrorEnvelope
 from jackfield.protocol.models import Model, ModelList
 from jackfield.protocol.parsing import parse
 from jackfield.protocol.plugins import PluginList
-from jackfield.protocol.sampling import SamplingRequest
 from jackfield.protocol.status import Health, Ready
+from jackfield.protocol.tokens import (
+    ApplyTemplateRequest,
+    Detokenized,
+    DetokenizeRequest,
+    TemplateApplied,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+)
 
-REQUESTS: list[type[SamplingRequest]] = [ChatCompletionRequest, CompletionRequest]
+PATHS: dict[type[RequestBody], str] = {
+    ChatCompletionRequest: "chat/completions",
+    CompletionRequest: "completions",
+    TokenizeRequest: "tokenize",
+    DetokenizeRequest: "detokenize",
+    ApplyTemplateRequest: "apply-template",
+}
+REQUESTS = list(PATHS)
 ANSWERS: list[type[AnswerModel]] = [
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    Tokens,
+    Detokenized,
+    TemplateApplied,
+    TokenizerInfo,
     Model,
     ModelList,
     PluginList,
@@ -116,13 +135,13 @@ def test_a_drift_is_seen() -> None:
 
 
 @pytest.mark.parametrize("model", REQUESTS, ids=name_of)
-def test_fields_ignored_on_purpose_say_so(model: type[SamplingRequest]) -> None:
+def test_fields_ignored_on_purpose_say_so(model: type[RequestBody]) -> None:
     said = {path for path, schema in described(model.__name__) if schema["description"].startswith("Ignored:")}
     assert said == set(model.ignored_on_purpose)
 
 
 @pytest.mark.parametrize("model", REQUESTS, ids=name_of)
-def test_refused_fields_say_so(model: type[SamplingRequest]) -> None:
+def test_refused_fields_say_so(model: type[RequestBody]) -> None:
     for path, schema in described(model.__name__):
         only_null = schema.get("type") == "null" or schema.get("enum") == ["", None]
         assert only_null == schema["description"].startswith("Refused:"), path
@@ -150,7 +169,7 @@ def test_every_official_field_has_an_answer(official: Any, ours: type[BaseModel]
 
 
 @pytest.mark.parametrize("model", REQUESTS, ids=name_of)
-def test_the_api_page_lists_every_field(model: type[SamplingRequest]) -> None:
+def test_the_api_page_lists_every_field(model: type[RequestBody]) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` +\| (\w+)", section(model), flags=re.MULTILINE))
     assert rows.keys() == model.model_fields.keys()
     schemas = dict(described(model.__name__))
@@ -161,8 +180,7 @@ def test_the_api_page_lists_every_field(model: type[SamplingRequest]) -> None:
 
 
 def section(model: type[BaseModel]) -> str:
-    path = {ChatCompletionRequest: "chat/completions", CompletionRequest: "completions"}[model]
-    _, _, rest = API_PAGE.read_text(encoding="utf-8").partition(f"## POST /v1/{path}\n")
+    _, _, rest = API_PAGE.read_text(encoding="utf-8").partition(f"## POST /v1/{PATHS[model]}\n")
     return rest.partition("\n## ")[0]
 
 
@@ -172,7 +190,7 @@ def section(model: type[BaseModel]) -> str:
 def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     routes = declared_routes()
     prefixed = {(method, path.removeprefix("/v1")) for method, path in routes if path.startswith("/v1/")}
-    assert len(prefixed) == 5
+    assert len(prefixed) == 9
     assert prefixed <= routes
     assert routes - prefixed - {(method, f"/v1{path}") for method, path in prefixed} == {
         ("GET", "/health"),
@@ -187,7 +205,7 @@ def test_every_error_has_the_envelope() -> None:
     for name, response in document()["components"]["responses"].items():
         schema = response["content"]["application/json"]["schema"]["$ref"]
         is_error = schema.endswith("/ErrorEnvelope")
-        answers = {"ChatCompletion", "Completion", "Model", "ModelList", "PluginList", "Health", "Ready"}
+        answers = {answer.__name__ for answer in ANSWERS}
         assert is_error == (name not in answers)
 
 
@@ -219,8 +237,9 @@ def test_the_servers_errors_fit_the_envelope(error: errors.JackfieldError) -> No
 
 
 def test_request_examples_are_accepted() -> None:
-    for model, name in ((ChatCompletionRequest, "ChatCompletion"), (CompletionRequest, "Completion")):
-        body = document()["components"]["requestBodies"][name]["content"]["application/json"]
+    for model in REQUESTS:
+        body = document()["components"]["requestBodies"][model.__name__.removesuffix("Request")]
+        body = body["content"]["application/json"]
         for example in body["examples"].values():
             validator(model.__name__).validate(example["value"])
             parse(model, json.dumps(example["value"]).encode())

@@ -19,6 +19,7 @@ from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models
 from jackfield.api.plugins import list_plugins
 from jackfield.api.status import health, ready
+from jackfield.api.tokens import apply_template, detokenize, tokenize, tokenizer_info
 from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
 from jackfield.events import EventBus
 from jackfield.exchange import Exchange
@@ -36,6 +37,10 @@ logger = logging.getLogger(__name__)
 _API = [
     ("/chat/completions", chat_completions, "POST"),
     ("/completions", completions, "POST"),
+    ("/tokenize", tokenize, "POST"),
+    ("/detokenize", detokenize, "POST"),
+    ("/apply-template", apply_template, "POST"),
+    ("/tokenizer_info", tokenizer_info, "GET"),
     ("/models", list_models, "GET"),
     ("/models/{model:path}", get_model, "GET"),
     ("/plugins", list_plugins, "GET"),

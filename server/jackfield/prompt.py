@@ -29,6 +29,18 @@ def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer) -> list[in
     Raises:
         InvalidRequestError: the template refuses the conversation, or it has parts that are not text.
     """
+    # The template has written the special tokens itself.
+    return tokenizer.encode(chat_text(request, tokenizer), special=False)
+
+
+def chat_text(
+    request: ChatCompletionRequest, tokenizer: Tokenizer, *, begins_answer: bool = True, continues: bool = False
+) -> str:
+    """The same as text; it ends as `Tokenizer.render` says.
+
+    Raises:
+        InvalidRequestError: as above.
+    """
     for path, kind in request.media():
         raise UnsupportedError(
             f"This model reads text only, and {path} is of type {kind!r}.",
@@ -39,9 +51,7 @@ def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer) -> list[in
     tools = [_tool(tool) for tool in request.tools or ()] if request.tool_choice != "none" else []
     if "tool" not in tokenizer.template:
         messages, tools = _in_hermes_form(messages, tools), []
-    text = tokenizer.render(messages, tools, _options(request))
-    # The template has written the special tokens itself.
-    return tokenizer.encode(text, special=False)
+    return tokenizer.render(messages, tools, _options(request), begins_answer=begins_answer, continues=continues)
 
 
 def _options(request: ChatCompletionRequest) -> dict[str, Any]:

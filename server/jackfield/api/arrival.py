@@ -15,7 +15,16 @@ from jackfield.hooks.data import Identity
 OPEN = frozenset({"/health", "/ready"})
 """Whoever watches over the server needs no key."""
 
-SCOPES = {"/chat/completions": "inference", "/completions": "inference", "/models": "inference", "/metrics": "metrics"}
+SCOPES = {
+    "/chat/completions": "inference",
+    "/completions": "inference",
+    "/models": "inference",
+    "/tokenize": "inference",
+    "/detokenize": "inference",
+    "/apply-template": "inference",
+    "/tokenizer_info": "inference",
+    "/metrics": "metrics",
+}
 """What a key must be for; everything else needs ``admin``, which stands for all of them."""
 
 _SANE = re.compile(r"[\x21-\x7e]{1,128}")

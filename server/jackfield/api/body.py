@@ -11,12 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 from jackfield.errors import PayloadTooLargeError
 from jackfield.exchange import Exchange
 from jackfield.protocol.asking import Asking
-from jackfield.protocol.base import JsonObject
+from jackfield.protocol.base import JsonObject, RequestBody
 from jackfield.protocol.parsing import load, validate
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=Asking)
+Body = TypeVar("Body", bound=RequestBody)
 Result = TypeVar("Result")
 
 _logged: set[str] = set()
@@ -28,15 +29,24 @@ async def read(body: bytes, model: type[Model], exchange: Exchange) -> Model:
     Raises:
         InvalidRequestError: it is not what the endpoint takes.
     """
-    # A long conversation takes milliseconds to validate; small ones are not worth a thread.
-    document, asked = _read(model, body) if len(body) < 65_536 else await asyncio.to_thread(_read, model, body)
+    document, asked = await parsed(body, model)
     exchange.asks(asked)
     if exchange.hooks.has("transform_request"):
         check = partial(validate, model)
         asked = check(await exchange.hooks.transform_request(document, exchange.info, check))
         exchange.asks(asked)
-    _log_ignored(asked)
+    log_ignored(asked)
     return asked
+
+
+async def parsed(body: bytes, model: type[Body]) -> tuple[JsonObject, Body]:
+    """A request's body, and what it says.
+
+    Raises:
+        InvalidRequestError: it is not what the endpoint takes.
+    """
+    # A long conversation takes milliseconds to validate; small ones are not worth a thread.
+    return _parse(model, body) if len(body) < 65_536 else await asyncio.to_thread(_parse, model, body)
 
 
 async def whole(request: Request) -> bytes:
@@ -57,12 +67,13 @@ async def whole(request: Request) -> bytes:
     return bytes(body)
 
 
-def _read(model: type[Model], body: bytes) -> tuple[JsonObject, Model]:
+def _parse(model: type[Body], body: bytes) -> tuple[JsonObject, Body]:
     document = load(body)
     return document, validate(model, document)
 
 
-def _log_ignored(request: Asking) -> None:
+def log_ignored(request: RequestBody) -> None:
+    """Tell once of each field that clients send in vain."""
     for name, reason in request.ignored().items():
         if name not in _logged:
             _logged.add(name)

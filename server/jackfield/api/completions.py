@@ -9,9 +9,9 @@ from jackfield.answer import Answer
 from jackfield.api.choices import ChoicesReply
 from jackfield.api.generation import engine_requests
 from jackfield.api.reply import respond
+from jackfield.api.token_ids import known_tokens
 from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
-from jackfield.errors import InvalidRequestError
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.completions import (
     Completion,
@@ -32,14 +32,7 @@ async def completions(request: Request) -> Response:
 def _tokens(prompt: str | list[int], model: ServedModel) -> list[int]:
     if isinstance(prompt, str):
         return model.tokenizer.encode(prompt)
-    if unknown := [token for token in prompt if token >= model.vocabulary]:
-        raise InvalidRequestError(
-            f"The prompt has token {unknown[0]}, but this model's ids end at {model.vocabulary - 1}.",
-            param="prompt",
-            code="invalid_value",
-            suggestions=("Tokenize with this model's own tokenizer.",),
-        )
-    return prompt
+    return known_tokens(prompt, model, "prompt")
 
 
 class _CompletionReply(ChoicesReply[CompletionRequest]):

@@ -8,7 +8,7 @@ from typing import Any
 
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.thread import Engine
-from jackfield.errors import ModelNotFoundError
+from jackfield.errors import InvalidRequestError, ModelNotFoundError
 from jackfield.models.tokenizer import Tokenizer
 
 
@@ -39,6 +39,24 @@ class Registry:
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
+
+    def choose(self, model_id: str | None) -> ServedModel:
+        """The model of that name; without one, the only model there is.
+
+        Raises:
+            ModelNotFoundError: there is none of that name.
+            InvalidRequestError: there are several, and none was named.
+        """
+        if model_id is not None:
+            return self.get(model_id)
+        if len(self._models) == 1:
+            return next(iter(self))
+        raise InvalidRequestError(
+            "Missing required parameter: 'model'.",
+            param="model",
+            code="missing_required_parameter",
+            suggestions=(f"Send one of: {', '.join(self._models) or 'no model is served'}.",),
+        )
 
     def get(self, model_id: str) -> ServedModel:
         """The model of that name.

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from llguidance import LLTokenizer
+from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
@@ -41,9 +42,31 @@ class Tokenizer:
         """The tokenizer as the contents of a ``tokenizer.json``."""
         return str(self._backend.to_str())
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; ``special`` adds what the model expects around a text, such as a begin-of-sequence token."""
-        return list(self._backend.encode(text, add_special_tokens=special).ids)
+    def encode(self, text: str, *, special: bool = True, parse: bool = True) -> list[int]:
+        """Token ids.
+
+        ``special`` adds what the model expects around a text, such as a begin-of-sequence token. Without ``parse``,
+        special tokens that are written in the text are text like any other.
+        """
+        backend = self._backend if parse else self._literal
+        return list(backend.encode(text, add_special_tokens=special).ids)
+
+    @cached_property
+    def _literal(self) -> Any:
+        # One of its own: this is a setting of the whole tokenizer.
+        backend = Backend.from_str(self.source)
+        backend.encode_special_tokens = True
+        return backend
+
+    def written(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it, which is not always its text."""
+        return [self._backend.id_to_token(token) or "" for token in tokens]
+
+    def settings(self) -> dict[str, str | None]:
+        """The tokenizer's class, its chat template and the tokens that have a role, by their names in transformers."""
+        tokenizer = self._tokenizer
+        roles = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {**roles, "tokenizer_class": type(tokenizer).__name__, "chat_template": self.template or None}
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of ``tokens``, with or without special tokens."""
@@ -69,8 +92,19 @@ class Tokenizer:
     def _bytes(self) -> LLTokenizer:
         return LLTokenizer(self.source)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any],
+        *,
+        begins_answer: bool = True,
+        continues: bool = False,
+    ) -> str:
         """The prompt that the model's chat template makes of a conversation.
+
+        It ends where an answer begins, unless ``begins_answer`` is false, or inside the last message, if it
+        ``continues`` that.
 
         Raises:
             InvalidRequestError: the model has no template, or it refuses this conversation.
@@ -92,7 +126,12 @@ class Tokenizer:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **options
+                    list(messages),
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=begins_answer,
+                    continue_final_message=continues,
+                    **options,
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:

@@ -1,11 +1,10 @@
 """What requests of all dialects have in common."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, Tag
 
-from jackfield.protocol.base import Integral, JsonObject, RequestModel, Text, by_kind
+from jackfield.protocol.base import Integral, JsonObject, RequestBody, Text, by_kind
 
 Priority = Annotated[int, Field(ge=-100, le=100), Integral]
 Timeout = Annotated[float, Field(gt=0, le=86400)]
@@ -15,11 +14,8 @@ ExtensionWanted = Annotated[
 ]
 
 
-class Asking(RequestModel):
+class Asking(RequestBody):
     """Which model is to answer, and how; ``None`` everywhere means that the client did not say."""
-
-    ignored_on_purpose: ClassVar[Mapping[str, str]] = {}
-    """Fields that change nothing here, by name, and why."""
 
     model: Text
     stream: bool | None = None
@@ -34,13 +30,3 @@ class Asking(RequestModel):
     def wants_extension(self) -> bool:
         """Whether the answer is to say how it came about."""
         return self.jackfield is not None and self.jackfield is not False
-
-    def ignored(self) -> dict[str, str]:
-        """The fields of this request that change nothing, and why: to be logged once."""
-        return {name: why for name, why in self.ignored_on_purpose.items() if self._has(name)}
-
-    def _has(self, name: str) -> bool:
-        value: object = self
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        return value is not None

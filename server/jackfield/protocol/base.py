@@ -17,6 +17,23 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class RequestBody(RequestModel):
+    """All that a client sends to an endpoint."""
+
+    ignored_on_purpose: ClassVar[Mapping[str, str]] = {}
+    """Fields that change nothing here, by name, and why."""
+
+    def ignored(self) -> dict[str, str]:
+        """The fields of this request that change nothing, and why: to be logged once."""
+        return {name: why for name, why in self.ignored_on_purpose.items() if self._has(name)}
+
+    def _has(self, name: str) -> bool:
+        value: object = self
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        return value is not None
+
+
 class TolerantModel(BaseModel):
     """What clients bring back from elsewhere (messages, tools): keys the server does not know are kept and unused."""
 

@@ -1,48 +1,19 @@
 """``POST /v1/completions``, the older endpoint: plain text in, plain text out."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from jackfield.protocol.base import AnswerModel, Integral, Unsupported, integral, refusal
+from jackfield.protocol.base import AnswerModel, Integral, Unsupported, refusal
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.logprobs import CompletionLogprobs
+from jackfield.protocol.prompts import Prompt, each
 from jackfield.protocol.sampling import Choices, SamplingRequest
 from jackfield.protocol.usage import Usage
 
 FinishReason = Literal["stop", "length"]
 
 
-def _integral_items(value: Any) -> Any:
-    # Prompts of 100,000 token ids are common in evaluation: look at each id in Python only when that is needed.
-    if isinstance(value, list) and float in set(map(type, value)):
-        return [integral(item) for item in value]
-    return value
-
-
-TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), BeforeValidator(_integral_items)]
-
-
-def _prompt_kind(value: Any) -> str | None:
-    if not isinstance(value, list):
-        return "=string" if isinstance(value, str) else None
-    if value and isinstance(value[0], list):
-        return "=token_lists"
-    return "=tokens" if value and not isinstance(value[0], str) else "=strings"
-
-
-Prompt = Annotated[
-    Annotated[str, Tag("=string")]
-    | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag("=strings")]
-    | Annotated[TokenIds, Tag("=tokens")]
-    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag("=token_lists")],
-    Discriminator(
-        _prompt_kind,
-        custom_error_type="expected",
-        custom_error_message="a string, an array of strings, an array of token ids or an array of such arrays",
-    ),
-]
 Logprobs = Annotated[int, Field(ge=0, le=5), Integral]
 
 
@@ -65,11 +36,7 @@ class CompletionRequest(SamplingRequest):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, however they were written."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return each(self.prompt)
 
     @model_validator(mode="after")
     def _best_of_is_n(self) -> Self:

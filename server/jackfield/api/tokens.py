@@ -1,0 +1,109 @@
+"""What the model reads: text to tokens and back, conversations to prompts, and how the tokenizer is set up."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jackfield.api import body
+from jackfield.api.token_ids import known_tokens
+from jackfield.models.registry import ServedModel
+from jackfield.models.tokenizer import Tokenizer
+from jackfield.prompt import chat_text
+from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.protocol.tokens import (
+    ApplyTemplateRequest,
+    Detokenized,
+    DetokenizeRequest,
+    Messages,
+    Piece,
+    TemplateApplied,
+    TemplateOptions,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+)
+
+Asked = TypeVar("Asked", TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest)
+
+
+async def tokenize(request: Request) -> Response:
+    """The tokens of a text or of a conversation."""
+    return await _respond(request, TokenizeRequest, _tokenized)
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of tokens."""
+    return await _respond(request, DetokenizeRequest, _detokenized)
+
+
+async def apply_template(request: Request) -> Response:
+    """The prompt that a conversation becomes."""
+    return await _respond(request, ApplyTemplateRequest, _applied)
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """How the model's tokenizer is set up."""
+    model = request.app.state.registry.choose(request.query_params.get("model"))
+    return _answer(TokenizerInfo(model=model.id, model_max_length=model.context_length, **model.tokenizer.settings()))
+
+
+async def _respond(
+    request: Request, asks: type[Asked], answer: Callable[[Asked, ServedModel], AnswerModel]
+) -> Response:
+    _, asked = await body.parsed(await body.whole(request), asks)
+    model = request.app.state.registry.choose(asked.model)
+    # Long texts and templates take their time.
+    return _answer(await asyncio.to_thread(answer, asked, model))
+
+
+def _answer(answer: AnswerModel) -> Response:
+    return Response(answer.to_json(), media_type="application/json")
+
+
+def _tokenized(asked: TokenizeRequest, model: ServedModel) -> Tokens:
+    tokenizer = model.tokenizer
+    text = asked.text if asked.messages is None else _prompt(asked, asked.messages, model)
+    tokens = tokenizer.encode(text, special=asked.special, parse=asked.parse_special is not False)
+    return Tokens(
+        count=len(tokens),
+        max_model_len=model.context_length,
+        tokens=[_piece(token, tokenizer) for token in tokens] if asked.with_pieces else tokens,
+        token_strs=tokenizer.written(tokens) if asked.return_token_strs else None,
+    )
+
+
+def _piece(token: int, tokenizer: Tokenizer) -> Piece:
+    data = tokenizer.token_bytes(token)
+    try:
+        return Piece(id=token, piece=data.decode())
+    except UnicodeDecodeError:
+        return Piece(id=token, piece=list(data))
+
+
+def _detokenized(asked: DetokenizeRequest, model: ServedModel) -> Detokenized:
+    text = model.tokenizer.decode(known_tokens(asked.tokens, model, "tokens"), special=True)
+    return Detokenized(prompt=text, content=text)
+
+
+def _applied(asked: ApplyTemplateRequest, model: ServedModel) -> TemplateApplied:
+    return TemplateApplied(prompt=_prompt(asked, asked.messages, model))
+
+
+def _prompt(options: TemplateOptions, messages: Messages, model: ServedModel) -> str:
+    conversation = ChatCompletionRequest(
+        model=model.id,
+        messages=messages,
+        tools=options.tools,
+        reasoning_effort=options.reasoning_effort,
+        chat_template_kwargs=options.chat_template_kwargs,
+    )
+    return chat_text(
+        conversation,
+        model.tokenizer,
+        begins_answer=options.begins_answer,
+        continues=bool(options.continue_final_message),
+    )
