@@ -18,6 +18,8 @@ from safetensors.numpy import load_file, save_file
 from jackfield.models.device import Device, detect_device, load_blas
 from jackfield.models.sources import resolve
 
+# As in servers: see serving.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before a test module imports MLX.
 BLAS = load_blas()
 

@@ -17,6 +17,8 @@ DEFAULTS = {
     "PYTHONWARNINGS": "error::ResourceWarning",
     # Otherwise what one test sends would be a prompt seen before in another one.
     "JACKFIELD_PREFIX_CACHE_DISK_BYTES": "0",
+    # Where tests share the cores, threads of a BLAS wait for each other: a token takes two to three times as long.
+    "OMP_NUM_THREADS": "1",
     # And what is installed beside Jackfield has tests of its own.
     "JACKFIELD_PLUGINS": "none",
 }
