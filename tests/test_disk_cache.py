@@ -7,10 +7,12 @@ import stat
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from clock import clock_of
 from jackfield.engine import disk_cache, disk_format
 from jackfield.engine.blocks import Record, chain
 from jackfield.engine.disk_cache import DiskCache, identity_of
@@ -47,6 +49,13 @@ def read(cache: DiskCache, *records: Record) -> list[Record]:
     reading = cache.read([one.key for one in records])
     assert reading.done.wait(10)
     return reading.records
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def files(folder: Path) -> list[Path]:
@@ -363,13 +372,14 @@ def test_what_waits_is_counted_once(opened):
 def test_a_disk_that_does_not_answer_is_as_if_off_until_it_does(opened, monkeypatch):
     cache = opened()
     write(cache, record(0))
-    monkeypatch.setattr(disk_cache, "PATIENCE", 0.05)
+    clock = clock_of(monkeypatch, disk_cache)
+    monkeypatch.setattr(disk_cache, "PATIENCE", 60)
     slow = Slow(cache)
     cache.write(record(1))
     assert slow.begun.wait(10)
     reading = cache.read([record(0).key])
     assert not cache.late(reading)
-    time.sleep(0.1)
+    clock.ahead += 70
     assert cache.late(reading)
     assert not cache.holds(record(0).key)
     assert not cache.wants(record(2).key, SIZE)
@@ -378,7 +388,7 @@ def test_a_disk_that_does_not_answer_is_as_if_off_until_it_does(opened, monkeypa
     assert not cache.late(reading)
     settle(cache)
     # Nor is one that has nothing to do.
-    time.sleep(0.1)
+    clock.ahead += 70
     assert cache.holds(record(0).key)
     assert cache.wants(record(2).key, SIZE)
 
@@ -387,15 +397,20 @@ def test_a_disk_that_is_slow_with_every_block_is_not_waited_for(opened, monkeypa
     """No single file takes long, but all together do."""
     cache = opened()
     write(cache, *(record(number) for number in range(20)))
-    monkeypatch.setattr(disk_cache, "PATIENCE", 0.3)
-    monkeypatch.setattr(disk_cache, "PATIENCE_PER_BLOCK", 0)
-    load = cache._load
-    monkeypatch.setattr(cache, "_load", lambda *arguments: (time.sleep(0.05), load(*arguments))[1])
+    clock = clock_of(monkeypatch, disk_cache)
+    monkeypatch.setattr(disk_cache, "PATIENCE", 60)
+    load, steps, let_go = cache._load, iter(range(20)), threading.Event()
+
+    def slow(*arguments):
+        clock.ahead += 20
+        assert next(steps) < 4 or let_go.wait(10)
+        return load(*arguments)
+
+    monkeypatch.setattr(cache, "_load", slow)
     reading = cache.read([record(number).key for number in range(20)])
-    time.sleep(0.4)
+    until(lambda: cache.late(reading))
     assert not cache.stuck
-    assert cache.late(reading)
-    reading.cancelled = True
+    let_go.set()
 
 
 def test_what_was_read_is_not_held_on_to(opened):
@@ -405,10 +420,7 @@ def test_what_was_read_is_not_held_on_to(opened):
     assert reading.done.wait(10)
     gone = weakref.ref(reading.records[0].payload[0])
     del reading
-    deadline = time.monotonic() + 5
-    while gone() is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert gone() is None
+    until(lambda: gone() is None)
 
 
 def test_a_queue_that_is_forgotten_is_not_written(opened):

@@ -19,8 +19,10 @@ import uvicorn
 from mlx import nn
 from mlx_lm.models import llama
 
+from clock import Clock, clock_of
 from jackfield.app import create_app
 from jackfield.engine import thread as engine_thread
+from jackfield.engine import worker as engine_worker
 from jackfield.engine.memory import MemoryGuard
 from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest, SamplingParameters, TokenEvent
@@ -37,6 +39,9 @@ from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 
 CAPACITY = 4
+LOOK_SECONDS = 0.02
+LONG = 3600.0
+"""A step or a load that takes so many seconds hangs."""
 QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20, "ignore_eos": True}
 
 
@@ -116,7 +121,7 @@ class FailingRunner(Runner):
 
 
 @contextmanager
-def serving(folder: Path, fault: Fault, stall_seconds: float = 60) -> Iterator[str]:
+def serving(folder: Path, fault: Fault) -> Iterator[str]:
     """The real application in this process."""
 
     def load(fresh: bool) -> Scheduler:
@@ -130,7 +135,7 @@ def serving(folder: Path, fault: Fault, stall_seconds: float = 60) -> Iterator[s
 
     bus = EventBus()
     bus.listen(fault.heard.append)
-    engine = fault.engine = Engine(load, CAPACITY, stall_seconds=stall_seconds, events=bus, name="tiny")
+    engine = fault.engine = Engine(load, CAPACITY, events=bus, name="tiny")
     model = ServedModel("tiny", Tokenizer(folder), engine, 512, 49152, {})
     app = create_app(Settings(), Registry([model]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
@@ -150,6 +155,22 @@ def serving(folder: Path, fault: Fault, stall_seconds: float = 60) -> Iterator[s
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attentive() -> Iterator[None]:
+    """Whoever looks after something looks many times a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_thread, "LOOK_SECONDS", LOOK_SECONDS)
+        patch.setattr(engine_worker, "LOOK_SECONDS", LOOK_SECONDS)
+        patch.setattr(engine_worker, "REST_SECONDS", LOOK_SECONDS)
+        yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What tells whether something hangs."""
+    return clock_of(monkeypatch, engine_thread, engine_worker)
 
 
 @pytest.fixture(scope="module")
@@ -310,12 +331,15 @@ def test_a_model_that_generates_nothing_any_more_is_loaded_again(url, fault):
     assert not fault.loads
 
 
-def test_a_step_that_hangs_is_given_up_and_another_thread_takes_over(tiny_model):
-    fault, go_on = Fault(), threading.Event()
-    with serving(tiny_model, fault, stall_seconds=0.4) as url, ThreadPoolExecutor() as clients:
+@pytest.mark.usefixtures("at_once")
+def test_a_step_that_hangs_is_given_up_and_another_thread_takes_over(tiny_model, clock):
+    fault, go_on, load = Fault(), threading.Event(), threading.Event()
+    with serving(tiny_model, fault) as url, ThreadPoolExecutor() as clients:
         hung = fault.engine._worker
-        fault.steps, fault.loads = [go_on], [OSError("the disk hiccups"), OSError("again")]
+        fault.steps, fault.loads = [go_on], [OSError("the disk hiccups"), OSError("again"), load]
         waiting = [clients.submit(chat, url), clients.submit(chat, url, stream=True)]
+        until(lambda: len(fault.engine._waiting) == 2 and not fault.steps)
+        clock.ahead += LONG
         until(lambda: fault.engine.state == "recovering")
         refused = httpx2.get(f"{url}/ready")
         assert refused.status_code == 503
@@ -324,6 +348,7 @@ def test_a_step_that_hangs_is_given_up_and_another_thread_takes_over(tiny_model)
         response = waiting[0].result()
         assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_error")
         assert events(waiting[1].result())[-1]["error"]["code"] == "engine_error"
+        load.set()
         until_ready(url)
         assert chat(url).status_code == 200
         # The thread that was given up comes back, and nobody hears of it.
@@ -424,7 +449,7 @@ def network() -> nn.Module:
     return model
 
 
-def employing(fault: Fault, check: Callable[[Engine], Awaitable[None]], **options) -> None:
+def employing(fault: Fault, check: Callable[[Engine], Awaitable[None]]) -> None:
     """Run ``check`` with an engine that works, whose steps and loads go wrong from then on."""
 
     def load(fresh: bool) -> Scheduler:
@@ -441,7 +466,7 @@ def employing(fault: Fault, check: Callable[[Engine], Awaitable[None]], **option
     async def run() -> None:
         bus = EventBus()
         bus.listen(fault.heard.append)
-        engine = Engine(load, events=bus, **options)
+        engine = Engine(load, events=bus)
         await engine.start()
         try:
             await check(engine)
@@ -574,7 +599,7 @@ def test_short_memory_at_the_start_is_a_matter_of_waiting():
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("where", ["loading", "first token"])
-def test_a_replacement_that_hangs_is_replaced(where):
+def test_a_replacement_that_hangs_is_replaced(clock, where):
     fault, go_on = Fault(), threading.Event()
 
     async def check(engine: Engine) -> None:
@@ -584,8 +609,9 @@ def test_a_replacement_that_hangs_is_replaced(where):
         else:
             fault.steps.append(go_on)
         await fails(engine)
-        await eventually(lambda: len(fault.fresh) == 2)
+        await eventually(lambda: len(fault.fresh) == 2 and not fault.loads and not fault.steps)
         hung = engine._worker
+        clock.ahead += LONG
         await answered(engine)
         assert engine._worker is not hung
         assert hung.alive
@@ -593,8 +619,7 @@ def test_a_replacement_that_hangs_is_replaced(where):
         await eventually(lambda: not hung.alive)
         await answered(engine)
 
-    limits = {"load_seconds": 0.4} if where == "loading" else {"stall_seconds": 0.4}
-    employing(fault, check, **limits)
+    employing(fault, check)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -622,15 +647,16 @@ def test_the_watch_survives_an_error_of_its_own(monkeypatch, at_once):
         await fails(engine)
         await answered(engine)
 
-    employing(fault, check, stall_seconds=0.4)
+    employing(fault, check)
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("returns", [True, False], ids=["returns", "raises"])
-def test_an_abandoned_thread_touches_nothing_when_it_comes_back(returns):
+def test_an_abandoned_thread_touches_nothing_when_it_comes_back(clock, returns):
     fault, go_on = Fault(), threading.Event()
 
     def hang() -> None:
+        clock.ahead += LONG
         assert go_on.wait(60)
         if not returns:
             raise broken()
@@ -648,7 +674,7 @@ def test_an_abandoned_thread_touches_nothing_when_it_comes_back(returns):
         assert engine.statistics.prompt_tokens == 3
         await answered(engine)
 
-    employing(fault, check, stall_seconds=0.4)
+    employing(fault, check)
     assert not fault.cleared
 
 
@@ -684,20 +710,21 @@ def test_the_end_is_told_before_it_comes(monkeypatch):
     employing(fault, check)
 
 
-def test_the_end_does_not_wait_for_a_thread_that_hangs():
+def test_the_end_does_not_wait_for_a_thread_that_hangs(clock):
     fault, go_on = Fault(), threading.Event()
 
     async def check(engine: Engine) -> None:
         engine._watching.cancel()
         fault.steps = [go_on]
         ask(engine)
-        await eventually(lambda: engine._worker.busy_for() > 0.4)
-        await asyncio.wait_for(engine.stop(), 5)
+        await eventually(lambda: not fault.steps)
+        clock.ahead += LONG
+        await asyncio.wait_for(engine.stop(), 20)
         assert engine._worker.alive
         go_on.set()
         await eventually(lambda: not engine._worker.alive)
 
-    employing(fault, check, stall_seconds=0.4)
+    employing(fault, check)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -708,7 +735,7 @@ def test_the_end_comes_in_the_middle_of_a_replacement():
         fault.steps, fault.loads = [broken(), broken()], [go_on]
         await fails(engine)
         await eventually(lambda: len(fault.fresh) == 2)
-        await asyncio.wait_for(engine.stop(), 5)
+        await asyncio.wait_for(engine.stop(), 20)
         go_on.set()
         await eventually(lambda: not engine._worker.alive)
         assert engine.state == "stopped"
@@ -742,6 +769,7 @@ def test_who_dies_again_and_again_of_real_requests_is_started_after_longer_pause
     async def pause(seconds: float) -> None:
         if seconds in engine_thread.RETRY_SECONDS:
             slept.append(seconds)
+            seconds = 0
         await sleep(seconds)
 
     async def check(engine: Engine) -> None:

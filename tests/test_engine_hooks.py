@@ -25,13 +25,20 @@ from jackfield.settings import Settings
 
 INFO = RequestInfo("r", "/chat/completions", "tiny")
 SECONDS = 60
+QUICK = {"hook_seconds": 0.5, "slow_hook_seconds": 0.5}
+"""Limits for plugins that hang."""
 
 
 @asynccontextmanager
 async def opened(
     folder: Path, plugin: object, **settings: Any
 ) -> AsyncIterator[tuple[ServedModel, Hooks, list[Event]]]:
-    own = {"prefix_cache_disk_bytes": 0, "max_plugin_failures": 2, "hook_seconds": 0.5, "slow_hook_seconds": 0.5}
+    own = {
+        "prefix_cache_disk_bytes": 0,
+        "max_plugin_failures": 2,
+        "hook_seconds": SECONDS,
+        "slow_hook_seconds": SECONDS,
+    }
     chosen = Settings(model=str(folder), **(own | settings))
     hooks, events, heard = given([("plugin", plugin)], chosen), EventBus(), list[Event]()
     events.listen(heard.append)
@@ -178,7 +185,7 @@ class Hangs:
 def test_a_plugin_that_hangs_is_disabled_and_the_engine_started_again(tiny_model: Path, where: str) -> None:
     async def check() -> None:
         plugin = Hangs()
-        async with opened(tiny_model, plugin) as (model, hooks, heard):
+        async with opened(tiny_model, plugin, **QUICK) as (model, hooks, heard):
             info = replace(INFO, id=where)
             events = await generate(model.engine, None, prepare=lambda one: hooks.engine.prepare(info, one))
             end = events[-1]
@@ -218,8 +225,8 @@ def zero(model: Any) -> Any:
     return model
 
 
-async def first_tokens(folder: Path, plugin: object) -> tuple[list[int], str]:
-    async with opened(folder, plugin) as (model, hooks, _):
+async def first_tokens(folder: Path, plugin: object, **settings: Any) -> tuple[list[int], str]:
+    async with opened(folder, plugin, **settings) as (model, hooks, _):
         return tokens(await generate(model.engine, None)), hooks.named("plugin").state
 
 
@@ -238,7 +245,7 @@ def test_and_without_one_that_hangs(tiny_model: Path) -> None:
     released = threading.Event()
     plugin = Prepares(lambda model: released.wait(SECONDS) and None)
     try:
-        found, state = asyncio.run(first_tokens(tiny_model, plugin))
+        found, state = asyncio.run(first_tokens(tiny_model, plugin, **QUICK))
     finally:
         released.set()
     assert (len(found), state, plugin.calls) == (6, "disabled", 1)

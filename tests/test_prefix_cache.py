@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 
+from clock import clock_of
 from jackfield.engine import blocks, disk_cache, prefix_cache
 from jackfield.engine.blocks import BLOCK_OVERHEAD, chain
 from jackfield.engine.disk_cache import DiskCache
@@ -594,31 +595,39 @@ def test_nothing_of_mlx_happens_on_the_thread_of_the_disk(tiered, monkeypatch):
 
 
 @pytest.fixture
-def hung(tiered, monkeypatch):
-    """A prefix cache with [1, 2] on disk, whose disk reads one block and then no more until the event is set."""
+def hung(tiered):
+    """A prefix cache with [1, 2] on disk, whose disk reads one block and then no more until the first event is set.
+
+    The second one is set as soon as it hangs.
+    """
     first = tiered()
     put(first, block(1, 2))
     restart(first)
-    monkeypatch.setattr(disk_cache, "PATIENCE", 0.2)
-    cache, gate = tiered(), threading.Event()
+    cache, gate, hangs = tiered(), threading.Event(), threading.Event()
     load = cache.disk._load
 
     def hang(key, reading):
-        assert key == ("kv", chain(block(1))[0].digest) or gate.wait(10)
+        if key != ("kv", chain(block(1))[0].digest):
+            hangs.set()
+            assert gate.wait(10)
         return load(key, reading)
 
     cache.disk._load = hang
-    yield cache, gate
+    yield cache, gate, hangs
     gate.set()
 
 
-def test_nobody_waits_for_a_disk_that_does_not_answer(hung, caplog):
-    cache, gate = hung
+def test_nobody_waits_for_a_disk_that_does_not_answer(hung, caplog, monkeypatch):
+    clock = clock_of(monkeypatch, disk_cache)
+    monkeypatch.setattr(disk_cache, "PATIENCE", 60)
+    cache, gate, hangs = hung
     lookup, other = cache.lookup(block(1, 2)), cache.lookup(block(1, 2))
     assert not other.ready
     assert not lookup.wait(0.05)
-    assert lookup.wait(5)
-    assert other.wait(5)
+    assert hangs.wait(10)
+    clock.ahead += 70
+    assert lookup.wait(10)
+    assert other.wait(10)
     assert lookup.restore(empty_caches()) == CacheUse(32, 32, "evicted"), "what had come is not lost"
     assert other.restore(empty_caches()) == CacheUse(32, 0, "evicted")
     assert len(caplog.records) == 1
@@ -630,7 +639,7 @@ def test_nobody_waits_for_a_disk_that_does_not_answer(hung, caplog):
 
 
 def test_a_lookup_can_be_given_up(hung):
-    cache, gate = hung
+    cache, gate, _ = hung
     lookup = cache.lookup(block(1, 2))
     lookup.give_up()
     assert lookup.ready

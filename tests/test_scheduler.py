@@ -1,7 +1,5 @@
 """The scheduler on a small random model: everybody gets what they would get alone."""
 
-import time
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,6 +8,8 @@ from hypothesis import strategies as st
 from mlx_lm.models import gemma2, llama, qwen3_next
 from mlx_lm.models.cache import make_prompt_cache
 
+from clock import clock_of
+from jackfield.engine import scheduler as engine_scheduler
 from jackfield.engine.blocks import BLOCK_TOKENS, Joint
 from jackfield.engine.memory import MemoryGuard, Pressure
 from jackfield.engine.pace import PrefillPace
@@ -343,33 +343,39 @@ def test_a_short_prompt_need_not_wait_for_a_long_one_which_ends_all_the_same(run
     assert len(engine.reading) <= READERS
 
 
-def test_deadlines_end_requests_wherever_they_are(runner):
-    now = time.monotonic()
+def test_deadlines_end_requests_wherever_they_are(runner, monkeypatch):
+    clock = clock_of(monkeypatch, engine_scheduler)
+    now = clock.monotonic()
     engine = scheduler(runner, slice_tokens=4, max_batch=1)
-    engine.submit(request("answering", [1, 2], 1000, deadline=now + 0.5))
-    engine.submit(request("waiting", [1, 2], 1000, deadline=now + 0.4))
-    engine.submit(request("patient", [1, 2], 3, deadline=now + 1000))
-    events = drain(engine)
+    engine.submit(request("answering", [1, 2], 1000, deadline=now + 600))
+    engine.submit(request("waiting", [1, 2], 1000, deadline=now + 500))
+    engine.submit(request("patient", [1, 2], 3, deadline=now + 10_000))
+    events: dict[str, list] = {}
+    while not engine.idle:
+        for name, event in engine.step():
+            events.setdefault(name, []).append(event)
+        clock.ahead += 100
     assert finish(events["answering"]) == "timeout"
     got = tokens(events["answering"])
     assert got == reference(runner, [1, 2], len(got))
     assert isinstance(error(events["waiting"]), DeadlineExceededError)
     assert finish(events["patient"]) == "length"
     late = scheduler(runner, slice_tokens=4)
-    late.submit(request("reading", [1] * 100, deadline=time.monotonic() + 0.05))
+    late.submit(request("reading", [1] * 100, deadline=clock.monotonic() + 600))
     late.step()
-    time.sleep(0.06)
+    clock.ahead += 700
     assert isinstance(error(drain(late)["reading"]), DeadlineExceededError)
 
 
-def test_a_prompt_is_read_in_full_when_who_was_answered_beside_it_leaves(runner):
+def test_a_prompt_is_read_in_full_when_who_was_answered_beside_it_leaves(runner, monkeypatch):
+    clock = clock_of(monkeypatch, engine_scheduler)
     engine = scheduler(runner, slice_tokens=4)
     prompt = (np.arange(100) % VOCABULARY).tolist()
-    engine.submit(request("a", [1, 2], 1000, deadline=time.monotonic() + 0.3))
+    engine.submit(request("a", [1, 2], 1000, deadline=clock.monotonic() + 600))
     engine.step()
     engine.submit(request("b", prompt, 4))
     events = [event for _ in range(3) for name, event in engine.step() if name == "b"]
-    time.sleep(0.35)
+    clock.ahead += 700
     assert tokens([*events, *drain(engine)["b"]]) == reference(runner, prompt, 4)
 
 
