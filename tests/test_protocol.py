@@ -644,6 +644,8 @@ FULL_CHAT: Body = {
     "max_tokens": 5,
     "parallel_tool_calls": True,
     "ignore_eos": False,
+    "regex": None,
+    "grammar": None,
     "cache_prompt": True,
     "priority": -5,
     "timeout": 30.5,
@@ -671,13 +673,17 @@ FULL_TEXT: Body = {
     "logit_bias": {"5": 1.5},
     "stream_options": {"include_usage": None},
     "suffix": "",
+    "regex": None,
+    "grammar": None,
     "n": 2,
     "best_of": 2,
     "priority": 3,
     "timeout": 60,
     "jackfield": True,
 }
-SAID_IN_PROSE = {("best_of", "unsupported_value"), ("tool_choice.function.name", "invalid_value")}
+SAID_IN_PROSE = {("best_of", "unsupported_value"), ("tool_choice.function.name", "invalid_value")} | {
+    (form, "invalid_value") for form in ("regex", "grammar")
+}
 """Rules that a JSON Schema cannot say; ``openapi.yaml`` says them in its description."""
 
 

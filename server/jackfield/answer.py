@@ -46,6 +46,7 @@ class Answer:
         separators: one a choice, when there may be more than text in it.
         one_call: whether a choice ends with its first call.
         each: choices for each prompt; they stand next to each other.
+        visible: special tokens that are part of the text.
     """
 
     model: ServedModel
@@ -55,6 +56,7 @@ class Answer:
     separators: Sequence[Separator] = ()
     one_call: bool = False
     each: int = 1
+    visible: frozenset[int] = frozenset()
     _choices: list[Choice] = field(init=False)
     _memory_before: int = 0
     _events: asyncio.Queue[tuple[Choice, list[EngineEvent]]] = field(init=False, default_factory=asyncio.Queue)
@@ -70,7 +72,7 @@ class Answer:
                 choice.tokens = []
 
     def _text(self, request: GenerationRequest) -> TextStream:
-        return TextStream(self.model.tokenizer.decoder(), StopMatcher(self.stops), request.stop_tokens)
+        return TextStream(self.model.tokenizer.decoder(self.visible), StopMatcher(self.stops), request.stop_tokens)
 
     @property
     def parsed(self) -> bool:

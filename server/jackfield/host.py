@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.server import ModelInfo, plugin_data_dir
 from jackfield.hooks.specs import Backend
 from jackfield.models.registry import Registry, ServedModel
+from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.settings import Settings
-from jackfield.text.tool_calls import HermesCallParser, ToolCallParser
-
-PARSERS: dict[str, MakeParser] = {"hermes": HermesCallParser}
+from jackfield.tools.formats import AUTO, HERMES, NAMES, CallFormat, format_of, named
 
 OWN = "mlx"
 """The backend that is always there."""
@@ -50,7 +49,7 @@ class Host:
         self.events = events
         self.url = ""
         self.backends = hooks.backends(self.server, [OWN])
-        self._parsers = hooks.tool_parsers(PARSERS)
+        self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -78,19 +77,19 @@ class Host:
         await self.hooks.shutdown(self.server)
 
     def _check_parser(self) -> None:
-        name, known = self.settings.tool_parser, [*PARSERS, *self._parsers]
+        name, known = self.settings.tool_parser, [AUTO, *NAMES, *self._parsers]
         if name not in known:
             raise ConfigurationError(
                 f"There is no tool parser {name!r}.", suggestions=(f"Set tool_parser to one of: {', '.join(known)}.",)
             )
 
-    def tool_parser(self, names: frozenset[str]) -> ToolCallParser:
-        """What finds calls of these tools in an answer's text."""
-        plugged = self._parsers.get(self.settings.tool_parser)
-        if plugged is None:
-            return PARSERS[self.settings.tool_parser](names)
-        plugin, make = plugged
-        return IsolatedParser(make, names, plugin, self.hooks) if plugin.active else HermesCallParser(names)
+    def call_format(self, tokenizer: Tokenizer) -> tuple[CallFormat, MakeParser | None]:
+        """How a model with this tokenizer writes tool calls; and a plugin's way to find them, if that is set."""
+        name = self.settings.tool_parser
+        if name not in self._parsers:
+            return (format_of(tokenizer.template) if name == AUTO else named(name)), None
+        plugin, make = self._parsers[name]
+        return HERMES, partial(IsolatedParser, make, plugin=plugin, hooks=self.hooks) if plugin.active else None
 
     async def backend(self, request: RequestInfo) -> tuple[str, str]:
         """Who is to answer a request, and why: ``mlx``, the engine here, or somebody whom a plugin brings."""

@@ -1,7 +1,9 @@
 """From a conversation to token ids: what the client sent becomes what the model's chat template expects."""
 
 import json
+import re
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 from jackfield.errors import UnsupportedError
@@ -11,6 +13,7 @@ from jackfield.protocol.content import RefusalPart, TextPart
 from jackfield.protocol.messages import AssistantMessage, ToolMessage
 from jackfield.protocol.messages import Message as WireMessage
 from jackfield.protocol.tools import FunctionTool, ToolCallInHistory
+from jackfield.tools.formats import knows_tools
 
 _HERMES_INTRODUCTION = """\
 You can call functions to help with the user's request. The functions, as JSON schemas inside <tools></tools>:
@@ -21,6 +24,9 @@ To call one, answer with its name and arguments as a JSON object inside <tool_ca
 <tool_call>
 {{"name": <function name>, "arguments": <arguments object>}}
 </tool_call>"""
+
+_NINE_CHARACTERS = re.compile(r"length\s*(!=|==)\s*9")
+"""What Mistral's templates ask of the ids of calls."""
 
 
 def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer) -> list[int]:
@@ -49,8 +55,10 @@ def chat_text(
         )
     messages = _merge_leading_system([_message(message) for message in request.messages])
     tools = [_tool(tool) for tool in request.tools or ()] if request.tool_choice != "none" else []
-    if "tool" not in tokenizer.template:
+    if not knows_tools(tokenizer.template):
         messages, tools = _in_hermes_form(messages, tools), []
+    if _NINE_CHARACTERS.search(tokenizer.template):
+        messages = [_with_short_ids(message) for message in messages]
     return tokenizer.render(messages, tools, _options(request), begins_answer=begins_answer, continues=continues)
 
 
@@ -119,6 +127,20 @@ def _merge_leading_system(messages: list[Message]) -> list[Message]:
         return messages
     content = "\n\n".join(message["content"] for message in messages[:leading])
     return [{"role": "system", "content": content}, *messages[leading:]]
+
+
+def _with_short_ids(message: Message) -> Message:
+    """Calls and results with ids that Mistral's templates take: nine letters and digits, the same for the same id."""
+    result = dict(message)
+    if "tool_calls" in message:
+        result["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in message["tool_calls"]]
+    if "tool_call_id" in message:
+        result["tool_call_id"] = _short_id(message["tool_call_id"])
+    return result
+
+
+def _short_id(call_id: str) -> str:
+    return call_id if re.fullmatch(r"[A-Za-z0-9]{9}", call_id) else sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _in_hermes_form(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:

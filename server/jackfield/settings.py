@@ -78,8 +78,8 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     context_budget: Annotated[int, Field(ge=16)] | None = None
     """Conversations of more tokens are made shorter, by plugins that can; by default only those that do not fit."""
-    tool_parser: str = "hermes"
-    """How tool calls are found in an answer's text; plugins bring more than ``hermes``."""
+    tool_parser: str = "auto"
+    """How models write tool calls: ``auto`` goes by the chat template; a format's name, or one that a plugin brings."""
     slow_seconds: Annotated[float, Field(gt=0)] = 30.0
     """A first token that takes longer is an event, ``slow``."""
     only_plugins: Names | None = None

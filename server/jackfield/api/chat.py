@@ -92,9 +92,9 @@ class _ChatReply(ChoicesReply[ChatCompletionRequest]):
             yield ChatChunkChoice(index=part.index, delta=ChatDelta(), finish_reason=part.finish_reason)
 
     def _deltas(self, part: Delta) -> list[ChatDelta]:
-        """One for each kind of piece; for tokens without any text, one with none."""
+        """One for each piece; for log probabilities of tokens without any text, one with none."""
         found = [delta for piece in part.pieces if (delta := self._delta(part.index, piece)) is not None]
-        return found or ([ChatDelta(content="")] if part.tokens else [])
+        return found or ([ChatDelta(content="")] if part.tokens and self.asked.logprobs else [])
 
     def _delta(self, choice: int, piece: Piece) -> ChatDelta | None:
         match piece:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from jackfield.answer import Answer
 from jackfield.api.choices import ChoicesReply
+from jackfield.api.form import constraint_of
 from jackfield.api.generation import engine_requests
 from jackfield.api.reply import respond
 from jackfield.api.token_ids import known_tokens
@@ -54,6 +55,7 @@ class _CompletionReply(ChoicesReply[CompletionRequest]):
             name=self.id,
             param="prompt",
             top_logprobs=asked.logprobs,
+            grammar=constraint_of(asked, self.model),
             prompt_logprobs=bool(asked.echo and asked.logprobs is not None),
         )
         self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in range(each)]

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from jackfield.engine.grammar import Grammar
+from jackfield.engine.grammar import Constraint
 from jackfield.engine.request import GenerationRequest, SamplingParameters
 from jackfield.errors import ContextLengthExceededError, InvalidRequestError
 from jackfield.exchange import Exchange
@@ -26,7 +26,7 @@ def engine_requests(
     param: str,
     top_logprobs: int | None = None,
     prompt_logprobs: bool = False,
-    grammar: Grammar | None = None,
+    grammar: Constraint | None = None,
 ) -> list[GenerationRequest]:
     """All choices of a request, those of the first prompt first.
 

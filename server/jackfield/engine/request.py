@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from jackfield.engine.grammar import Grammar
+    from jackfield.engine.grammar import Constraint
 
 FinishReason = Literal["stop", "length", "timeout", "error"]
 
@@ -97,7 +97,7 @@ class GenerationRequest:
     """None: no log probabilities; 0: the sampled token's only; k: and those of the k most likely tokens."""
     prompt_logprobs: bool = False
     """Also report the log probabilities of the prompt's own tokens."""
-    grammar: "Grammar | None" = None
+    grammar: "Constraint | None" = None
     processors: tuple[LogitsProcessor, ...] = ()
     sampler: TokenSampler | None = None
     entropy: bool = False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from jackfield.engine.grammar import GrammarMatcher
+from jackfield.engine.grammar import Matcher
 from jackfield.engine.lookup import Lookup
 from jackfield.engine.request import CacheUse, FinishEvent, FinishReason, GenerationRequest, PromptImage, TokenEvent
 from jackfield.engine.runner import Cache
@@ -33,7 +33,7 @@ class Sequence:
     scored: list[TokenEvent] = field(default_factory=list)
     """The prompt's own log probabilities, when asked for, from its second token on."""
     answer: list[int] = field(default_factory=list)
-    matcher: GrammarMatcher | None = None
+    matcher: Matcher | None = None
     failure: JackfieldError | None = None
     """Why it cannot go on."""
     suspect: bool = False

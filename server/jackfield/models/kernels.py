@@ -6,6 +6,7 @@ the type of the activations wherever the kernel casts to it.
 
 import importlib
 import sys
+from functools import partial
 
 import mlx.core as mx
 from mlx import nn
@@ -89,8 +90,8 @@ def qk_norm_rope(
 ) -> list[mx.array]:
     """The same, rotated by their positions from ``offset`` (an int or [rows]) on."""
     both = qk_norm(qkvg, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, eps=eps, query_scale=query_scale)
-    options = {"traditional": True, "base": rope_base, "scale": 1.0, "offset": offset}
-    return [mx.fast.rope(one.swapaxes(1, 2), head_dim, **options).swapaxes(1, 2) for one in both]
+    rotate = partial(mx.fast.rope, dims=head_dim, traditional=True, base=rope_base, scale=1.0, offset=offset)
+    return [rotate(one.swapaxes(1, 2)).swapaxes(1, 2) for one in both]
 
 
 def rms_norm_sigmoid_gate(x: mx.array, gate: mx.array, *, eps: float) -> mx.array:

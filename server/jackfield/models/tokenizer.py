@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from jackfield.errors import InvalidRequestError, ModelLoadError
 from jackfield.models.folder import read_json
+from jackfield.text.reasoning import ThinkingTags
 
 Message = dict[str, Any]
 """One message as chat templates expect it: ``role``, ``content`` and perhaps ``tool_calls``."""
@@ -78,6 +79,21 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return token if token is not None and token in added and added[token].special else None
 
+    def added_token(self, text: str) -> int | None:
+        """The id of a token that was added to the vocabulary as ``text``, special or not."""
+        return self._added.get(text)
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        return {added.content: token for token, added in self._backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def thinking(self) -> ThinkingTags | None:
+        """What the model's thoughts stand between, if it is made for thinking."""
+        tags = ThinkingTags()
+        known = all(tag in self.template or tag in self._added for tag in (tags.opening, tags.closing))
+        return tags if known else None
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; perhaps only a part of a character."""
         if token in self._special:
@@ -141,22 +157,30 @@ class Tokenizer:
                 suggestions=("Check the order of roles.", "Check chat_template_kwargs."),
             ) from error
 
-    def decoder(self) -> "TextDecoder":
-        """A decoder for one answer."""
-        return TextDecoder(self._backend)
+    def decoder(self, visible: frozenset[int] = frozenset()) -> "TextDecoder":
+        """A decoder for one answer, which leaves out special tokens but for those that are to be ``visible``."""
+        return TextDecoder(self._backend, {token: self._special[token] for token in visible})
 
 
 class TextDecoder:
     """Turns the tokens of one answer into text as they come; a character is given once all of its bytes are there."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, visible: Mapping[int, str]) -> None:
         self._backend = backend
+        self._visible = visible
+        self._begin()
+
+    def _begin(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
         self._length = 0
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes."""
+        if token in self._visible:
+            before = self.flush()
+            self._begin()
+            return before + self._visible[token]
         self._tokens.append(token)
         text = self._stream.step(self._backend, token) or ""
         self._length += len(text)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 _STRUCTURED = "Use 'response_format' with {'type': 'json_schema', 'json_schema': {...}}."
+_REGEX = "Use 'regex'."
+_GRAMMAR = "Use 'grammar', in llguidance's dialect of Lark."
 _LIMIT = "Use 'max_tokens'."
 _TIMEOUT = "Use 'timeout', in seconds."
 _THINKING = "Use 'chat_template_kwargs', e.g. {'enable_thinking': false}, or 'reasoning_effort'."
@@ -16,11 +18,10 @@ FOREIGN: Mapping[str, str] = {
     "enable_thinking": "Use 'chat_template_kwargs': {'enable_thinking': ...}.",
     "extra_body": "Send the fields inside 'extra_body' at the top level (the OpenAI SDK does that by itself).",
     "format": _STRUCTURED,
-    "grammar": _STRUCTURED,
-    "guided_choice": _STRUCTURED,
-    "guided_grammar": _STRUCTURED,
+    "guided_choice": "Use 'regex', with the choices as alternatives: 'yes|no'.",
+    "guided_grammar": _GRAMMAR,
     "guided_json": _STRUCTURED,
-    "guided_regex": _STRUCTURED,
+    "guided_regex": _REGEX,
     "input": "Use 'messages' here, or 'prompt' with /v1/completions.",
     "json_schema": _STRUCTURED,
     "keep_alive": _LEAVE_OUT,
@@ -40,7 +41,7 @@ FOREIGN: Mapping[str, str] = {
     "skip_special_tokens": _LEAVE_OUT,
     "stop_sequences": "Use 'stop'.",
     "stop_token_ids": "Use 'stop', with the tokens' text.",
-    "structured_outputs": _STRUCTURED,
+    "structured_outputs": "Use 'response_format', 'regex' or 'grammar'.",
     "t_max_predict_ms": _TIMEOUT,
     "thinking": _THINKING,
     "typical_p": _LEAVE_OUT,

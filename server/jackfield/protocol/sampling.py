@@ -48,6 +48,10 @@ class SamplingRequest(Asking):
     ignore_eos: bool | None = None
     n: Choices | None = None
     max_tokens: TokenLimit | None = None
+    regex: Text | None = None
+    """What the whole answer has to match."""
+    grammar: Text | None = None
+    """The same as a grammar, in llguidance's dialect of Lark."""
     stream_options: StreamOptions | None = None
     user: str | None = None
     cache_prompt: bool | None = None
@@ -61,6 +65,22 @@ class SamplingRequest(Asking):
     def token_limit(self) -> int | None:
         """How many tokens the client wants at most."""
         return self.max_tokens
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = [name for name in ("response_format", "regex", "grammar") if self._constrains(name)]
+        if len(forms) > 1:
+            raise refusal(
+                "invalid_value",
+                f"'{{param}}' and '{forms[0]}' both say what the answer must be.",
+                at=forms[1],
+                suggestions=(f"Leave out '{forms[0]}' or '{forms[1]}'.",),
+            )
+        return self
+
+    def _constrains(self, name: str) -> bool:
+        value = getattr(self, name, None)
+        return value is not None and getattr(value, "type", "") != "text"
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:

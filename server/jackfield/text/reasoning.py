@@ -28,6 +28,7 @@ class ThinkingParser:
         self._state = "thinking" if open else "undecided"
         self._held = ""
         """The beginning of an answer that may become the opening tag; later, blanks that may be the last ones."""
+        self._thought = False
 
     @property
     def thinking(self) -> bool:
@@ -61,21 +62,22 @@ class ThinkingParser:
             self._state = "speaking"
             return held
         self._state = "thinking"
-        return begun.removeprefix(self._tags.opening).lstrip()
+        return begun.removeprefix(self._tags.opening)
 
     def _think(self, text: str) -> list[Piece]:
         before = self._closing.held
         safe = self._closing.push(text)
         if not self._closing.stopped:
-            return self._thought(safe)
+            return self._thoughts(safe)
         rest = (before + text)[len(safe) + len(self._tags.closing) :]
-        pieces = self._thought(safe)
+        pieces = self._thoughts(safe)
         self._state, self._held = "ended", ""
         return pieces + self._speak(rest)
 
-    def _thought(self, text: str) -> list[Piece]:
+    def _thoughts(self, text: str) -> list[Piece]:
         """Thoughts but for blanks at their beginning and, as far as one can tell, at their end."""
-        text = self._held + text
+        text = self._held + text if self._thought else text.lstrip()
+        self._thought = self._thought or bool(text)
         thought = text.rstrip()
         self._held = text[len(thought) :]
         return [Thought(thought)] if thought else []
