@@ -137,7 +137,7 @@ lint: $(TOOLS)  ## check style, formatting and types
 bench: $(RUNTIME)  ## measure Jackfield beside mlx_lm.server (ARGS="--quick" for a first look)
 	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
 
-bench-engine: $(RUNTIME)  ## measure the engine on its own: disk, memory, kv_bits, fairness (ARGS="--parts disk")
+bench-engine: $(RUNTIME)  ## measure the engine on its own: disk, memory, kv_bits, fairness, grammar (ARGS="--parts disk")
 	@exec $(BIN)/python benchmarks/engine.py $(ARGS)
 
 bench-sockets: $(RUNTIME)  ## measure what a server pays for being ready for plugins, and for having them

@@ -1,4 +1,4 @@
-"""Measure Jackfield's engine on its own: cache on disk, memory, quantized keys and values, fairness."""
+"""Measure Jackfield's engine on its own: cache on disk, memory, quantized keys and values, fairness, grammars."""
 
 import argparse
 import asyncio
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +22,7 @@ from peers import BIN, PEERS, running
 from prompts import Prompts
 from results import Quantity, Results, Sample
 from scenarios import BRIEF, LONG_TOKENS, asked_of, fairness, warm_up
-from streams import streaming
+from streams import Streams, streaming, within
 
 EXAMPLES = """
 examples:
@@ -39,6 +40,20 @@ DECODERS, DECODED = 8, 64
 """Clients that decode with quantized keys and values, and how many tokens each."""
 KV_BITS = {"full": (), "8 bits": ("--kv-bits", "8"), "4 bits": ("--kv-bits", "4")}
 SLOWDOWNS = ("1.5", "2", "4")
+STORY = {
+    "type": "object",
+    "properties": {"story": {"type": "string"}, "pages": {"type": "integer"}},
+    "required": ["story"],
+}
+TELL = {"type": "function", "function": {"name": "tell", "description": "Tell a story.", "parameters": STORY}}
+FORMS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "story", "schema": STORY}}},
+    "regex": {"regex": "([a-z]{1,12} ){4096}"},
+    "tools": {"tools": [TELL]},
+}
+"""What constrains an answer: nothing, a grammar from its first token on, or one that waits for a call to begin."""
+NEIGHBOURS = 4
 SETTLE_S = 0.5
 DISK_BYTES = str(4 * 10**9)
 
@@ -121,6 +136,16 @@ def parts() -> dict[str, Part]:
             ),
             SLOWDOWNS,
             slowdowns,
+        ),
+        Part(
+            "grammar",
+            "Time between tokens, by what constrains the answer",
+            (
+                Quantity("own", "one answer alone", "ms", False),
+                Quantity("neighbours", f"{NEIGHBOURS} free answers beside {NEIGHBOURS} of this kind", "ms", False),
+            ),
+            tuple(FORMS),
+            grammars,
         ),
     )
     return {part.name: part for part in made}
@@ -207,6 +232,29 @@ async def slowdowns(bench: Bench, seed: str) -> AsyncIterator[Figure]:
             sample = await fairness(4, bench.long_tokens)(target, Prompts(seed, overhead))
             yield "gap", column, sample
             yield "first_token", column, Sample(sample.details["long_first_token"])
+
+
+async def grammars(bench: Bench, seed: str) -> AsyncIterator[Figure]:
+    """What a grammar costs the answer that it constrains, and those beside it."""
+    async with bench.jackfield() as (target, overhead):
+        prompts = Prompts(seed, overhead)
+        for column, fields in FORMS.items():
+            constrained = replace(target, extra={**target.extra, **fields})
+            async with streaming(constrained, prompts, 1) as own:
+                yield "own", column, await time_between_tokens(own, DECODED * 2)
+            async with (
+                streaming(constrained, prompts, NEIGHBOURS),
+                streaming(target, Prompts(f"{seed} free", overhead), NEIGHBOURS) as free,
+            ):
+                yield "neighbours", column, await time_between_tokens(free, DECODED)
+
+
+async def time_between_tokens(streams: Streams, tokens: int) -> Sample:
+    """The median over the next tokens, in milliseconds."""
+    begun = streams.target.clock()
+    await streams.progress(tokens)
+    gaps = within(streams.gaps, begun, streams.target.clock())
+    return Sample(median(gaps) * 1e3, {"gaps": len(gaps)})
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
