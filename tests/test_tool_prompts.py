@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
+from openai import OpenAI
 
+from jackfield.engine.request import FinishEvent
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
+from scripted_engine import staged
 
 MISTRAL = """\
 {%- for message in messages %}
@@ -68,3 +72,18 @@ def test_a_template_without_tools_gets_them_in_the_system_message(starter: Path)
 
 def test_no_tools_are_shown_where_none_may_be_called(starter: Path) -> None:
     assert "<tools>" not in prompt(Tokenizer(starter), tools=[TOOL], tool_choice="none")
+
+
+def test_a_special_token_that_begins_a_call_is_seen(starter: Path, tmp_path: Path) -> None:
+    tokens = tokenizers.Tokenizer.from_file(str(starter / "tokenizer.json"))
+    tokens.add_special_tokens(["[TOOL_CALLS]", "[ARGS]", "<|other|>"])
+    tokens.save(str(tmp_path / "tokenizer.json"))
+    settings = json.loads((starter / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": MISTRAL}))
+    with staged(tmp_path) as stage, OpenAI(base_url=f"{stage.url}/v1", api_key="any", max_retries=0) as client:
+        said = 'I look.<|other|>[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo"}'
+        stage.engine.scripts = [stage.script(said, FinishEvent("stop"))]
+        answer = client.chat.completions.create(model="actor", messages=CONVERSATION, tools=[TOOL]).choices[0]
+    assert answer.message.content == "I look."
+    (call,) = answer.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Oslo"}')

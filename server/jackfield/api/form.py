@@ -81,7 +81,7 @@ class ChatForm:
         # What a plugin or mlx-lm reads cannot be enforced; what has to be is written in Hermes' form.
         self._format = HERMES if self._must and own.grammar is None else own
         self._plugged = None if self._must else plugged
-        self._style = Style(model.tokenizer.added_token, model.tokenizer.template)
+        self._style = Style(self._token, model.tokenizer.template)
         self._tail = model.tokenizer.decode(prompt[-TAIL_TOKENS:], special=True).rstrip()
 
     def work_out(self) -> Form:
@@ -156,11 +156,16 @@ class ChatForm:
         if tags is None or self._tail.endswith(tags.closing):
             return constraint
         opened = self._tail.endswith(tags.opening)
-        opening = self._model.tokenizer.added_token(tags.opening)
+        opening = self._token(tags.opening)
         if not opened and opening is None:
             return constraint
         tokenizer = self._model.grammars.tokenizer
         return AfterThinking(tokenizer, constraint, tags.closing.encode(), None if opened else opening)
+
+    def _token(self, text: str) -> int | None:
+        """The token that was added as ``text``, if the model can write it."""
+        token = self._model.tokenizer.added_token(text)
+        return token if token is not None and token < self._model.vocabulary else None
 
     # --- How it is taken apart ---------------------------------------------------------------------------------------
 

@@ -120,7 +120,10 @@ class GrammarCompiler:
 
     def _load(self) -> LLTokenizer:
         # Takes about a second for a large vocabulary, so only once somebody needs it.
-        return LLTokenizer(self._source, n_vocab=self._vocabulary, eos_token=self._end_tokens or None)
+        source = json.loads(self._source)
+        # Tokens that some tokenizers have beyond those that the model has logits for.
+        source["added_tokens"] = [one for one in source.get("added_tokens", ()) if one["id"] < self._vocabulary]
+        return LLTokenizer(json.dumps(source), n_vocab=self._vocabulary, eos_token=self._end_tokens or None)
 
     def _compile(self, kind: GrammarKind, source: str, param: str) -> Grammar:
         """Compile.
