@@ -272,3 +272,17 @@ def test_a_pattern_of_the_clients_cannot_keep_the_server_busy() -> None:
     assert not Tool("quick", WEATHER | {"patternProperties": {"^x": {"type": "integer"}}}).fits(
         {"city": "a", "x1": "b"}
     )
+
+
+def test_long_arguments_are_read_once() -> None:
+    """Reading all of them again at every token would take hours."""
+    arguments = json.dumps({"city": "Paris " * 20_000})
+    text = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+    parts = [text[at : at + 4] for at in range(0, len(text), 4)]
+    assert said(parts, "hermes", enforced=False) == ("", [("get_weather", json.loads(arguments))])
+
+
+def test_a_long_line_is_still_one_line() -> None:
+    line = "a, " * 5000
+    assert said([*line, CALL], "hermes", enforced=True) == (line + CALL, [])
+    assert said([*line, "\n", CALL], "hermes", enforced=True) == (line.rstrip(), [PARIS])

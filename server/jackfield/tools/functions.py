@@ -31,6 +31,7 @@ class FunctionReader:
         self._tools = tools
         self._repaired = repaired
         self._text = ""
+        self._searched = 0
 
     def push(self, text: str) -> list[Piece]:
         """What this text makes certain."""
@@ -47,8 +48,9 @@ class FunctionReader:
         return [] if self.outcome else self._is_text()
 
     def _read(self, tool: Tool, start: int) -> list[Piece]:
-        end = FUNCTION_END.search(self._text, start)
+        end = FUNCTION_END.search(self._text, max(start, self._searched))
         if end is None:
+            self._searched = len(self._text.rstrip()) - len("</function>")
             return []
         body = self._text[start : end.start()]
         arguments = {found["key"]: value_of(tool, found["key"], found["value"]) for found in PARAMETER.finditer(body)}

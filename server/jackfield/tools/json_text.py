@@ -2,10 +2,14 @@
 
 
 class JsonScanner:
-    """Follows one object or array, from its first character on. It knows brackets and strings, and no more."""
+    """Follows one object or array. It knows brackets and strings, and no more.
 
-    def __init__(self) -> None:
-        self.depth = 0
+    Args:
+        depth: how many brackets have been opened already.
+    """
+
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self._quoted = False
         self._escaped = False
 
@@ -18,10 +22,10 @@ class JsonScanner:
             elif character == '"':
                 self._quoted = True
             elif character in "{[":
-                self.depth += 1
+                self._depth += 1
             elif character in "}]":
-                self.depth -= 1
-                if self.depth <= until:
+                self._depth -= 1
+                if self._depth <= until:
                     return position + 1
         return -1
 

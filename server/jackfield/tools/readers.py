@@ -116,9 +116,17 @@ class ObjectReader:
         tool = self._tools.get(head["name"]) if head else None
         if head is not None and tool is not None and _streams(tool, self._text[head.end() :]):
             self._streaming = True
-            self._scanner.depth, self._scanned = self._arguments_end, head.end()
+            self._scanner, self._scanned = JsonScanner(self._arguments_end), head.end()
             return [CallStart(tool.name, self._repaired), *self._stream()]
-        end = JsonScanner().feed(self._text, self._text.find("{") if "{" in self._text else len(self._text))
+        return self._look_for_end()
+
+    def _look_for_end(self) -> list[Piece]:
+        """The object is judged once it is whole."""
+        begun = self._scanned or self._text.find("{")
+        if begun < 0:
+            return []
+        end = self._scanner.feed(self._text, begun)
+        self._scanned = len(self._text)
         return [] if end < 0 else self._judge(end)
 
     def _stream(self) -> list[Piece]:

@@ -33,6 +33,9 @@ class Opening:
 LINE = r"(?:^|(?<=\n))[ \t]*"
 """The beginning of a line."""
 
+LONG_LINE = 4096
+"""Characters."""
+
 
 class CallScanner:
     """Separates calls from text. What does not turn out to be a call is text, unchanged.
@@ -160,7 +163,10 @@ class CallScanner:
         return text
 
     def _forget(self) -> None:
-        """Keep only the line that the text stands in."""
+        """Keep no more than the line that the text stands in, and not all of a long one."""
         line = self._text.rfind("\n", 0, self._at)
         if line > 0:
             self._text, self._at = self._text[line:], self._at - line
+        elif self._at > LONG_LINE:
+            # Any character but a line break stands for the line's beginning.
+            self._text, self._at = "." + self._text[self._at :], 1
