@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jackfield.answer import Answer
+from jackfield.api.form import ChatForm
 from jackfield.api.generation import engine_requests
 from jackfield.backends.cascade import Cascade
 from jackfield.backends.plugged import PluggedAnswer
 from jackfield.choice import Delta
-from jackfield.engine.request import GenerationRequest
 from jackfield.errors import ConfigurationError, UnavailableError
 from jackfield.events import Event, EventBus
 from jackfield.exchange import Exchange, new_request_id
@@ -194,14 +194,18 @@ class PluginServer:
             self._host.settings.slow_seconds,
         )
         document = {"model": served.id, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
-        asked = ChatCompletionRequest.model_validate({**document, "priority": BEHIND_CLIENTS})
-        requests = await asyncio.to_thread(_requests, asked, served, exchange)
-        return await _text(Answer(served, requests, exchange))
+        # What it is asked for is short, and thoughts are not.
+        own = {"priority": BEHIND_CLIENTS, "reasoning_effort": "none"}
+        asked = ChatCompletionRequest.model_validate(document | own)
+        return await _text(await asyncio.to_thread(_answer, asked, served, exchange))
 
 
-def _requests(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange) -> list[GenerationRequest]:
+def _answer(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange) -> Answer:
     prompt = chat_prompt(asked, model.tokenizer)
-    return engine_requests(asked, model, [prompt], exchange, name=f"plugin-{uuid.uuid4().hex}", param="messages")
+    form = ChatForm(asked, model, HERMES, None, prompt).work_out()
+    name = f"plugin-{uuid.uuid4().hex}"
+    requests = engine_requests(asked, model, [prompt], exchange, name=name, param="messages")
+    return Answer(model, requests, exchange, separators=[form.separator()])
 
 
 async def _text(answer: Answer) -> str:
