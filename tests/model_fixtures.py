@@ -7,6 +7,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,40 @@ def qwen2_starter(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def tiny_model(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen2 network of two layers with the starter's tokenizer, and a chat template that shows tools."""
+    """A random Qwen2 network of two layers with the starter's tokenizer, which has Qwen's tokens for filling in the
+    middle instead of some of its own, and a chat template that shows tools."""
     folder = tmp_path_factory.mktemp("tiny-model")
     _copy(starter, folder, TOKENIZER_FILES)
+    rename_tokens(folder, QWEN_TOKENS)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TOOL_TEMPLATE}))
     original = json.loads((starter / "config.json").read_text())
     config = tiny_config("qwen2", original["vocab_size"]) | {"eos_token_id": original["eos_token_id"]}
     write_model(folder, config, random_weights(config))
     return folder
+
+
+QWEN_TOKENS = {
+    "<jupyter_start>": "<|fim_prefix|>",
+    "<jupyter_text>": "<|fim_middle|>",
+    "<jupyter_code>": "<|fim_suffix|>",
+    "<jupyter_output>": "<|fim_pad|>",
+    "<repo_name>": "<|repo_name|>",
+    "<file_sep>": "<|file_sep|>",
+}
+"""Special tokens of the starter's, and the names that Qwen has for such ones."""
+
+
+def rename_tokens(folder: Path, names: Mapping[str, str]) -> None:
+    """Give special tokens of a folder's tokenizer other names, and call them special no more, as Qwen has it."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    for token in tokenizer["added_tokens"]:
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "special": False}
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {names.get(name, name): token for name, token in vocabulary.items()}
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def tiny_config(architecture: str, vocabulary: int, **changes: Any) -> dict[str, Any]:

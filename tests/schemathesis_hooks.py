@@ -16,14 +16,15 @@ def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kw
         return
     if isinstance(body.get("model"), str) and body["model"]:
         body["model"] = MODEL
-    if not case.path.endswith("completions"):
+    if not case.path.endswith(("completions", "infill")):
         return
-    body.setdefault("max_tokens", 2)
-    if body["max_tokens"] is None or (is_integer(body["max_tokens"]) and body["max_tokens"] > 2):
-        body["max_tokens"] = 2
+    limit = "n_predict" if case.path.endswith("infill") else "max_tokens"
+    body.setdefault(limit, 2)
+    if body[limit] in (None, -1) or (is_integer(body[limit]) and body[limit] > 2):
+        body[limit] = 2
     if is_number(body.get("timeout")) and 0 < body["timeout"] <= 86400:
         body["timeout"] = 86400
-    for name in ("n", "best_of"):
+    for name in ("n", "n_cmpl", "best_of"):
         if is_integer(body.get(name)) and 2 < body[name] <= 128:
             body[name] = 2
 

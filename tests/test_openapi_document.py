@@ -19,6 +19,8 @@ from jackfield.protocol.base import AnswerModel, RequestBody
 from jackfield.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from jackfield.protocol.completions import Completion, CompletionChunk, CompletionRequest
 from jackfield.protocol.errors import ErrorEnvelope
+from jackfield.protocol.fim import FimCompletionRequest
+from jackfield.protocol.infill import InfillAnswer, InfillChunk, InfillRequest
 from jackfield.protocol.models import Model, ModelList
 from jackfield.protocol.parsing import parse
 from jackfield.protocol.plugins import PluginList
@@ -36,6 +38,8 @@ from jackfield.protocol.tokens import (
 PATHS: dict[type[RequestBody], str] = {
     ChatCompletionRequest: "chat/completions",
     CompletionRequest: "completions",
+    FimCompletionRequest: "fim/completions",
+    InfillRequest: "infill",
     TokenizeRequest: "tokenize",
     DetokenizeRequest: "detokenize",
     ApplyTemplateRequest: "apply-template",
@@ -46,6 +50,8 @@ ANSWERS: list[type[AnswerModel]] = [
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    InfillAnswer,
+    InfillChunk,
     Tokens,
     Detokenized,
     TemplateApplied,
@@ -152,7 +158,7 @@ def described(name: str) -> Iterator[tuple[str, Schema]]:
     for field, schema in resolve({"$ref": f"#/components/schemas/{name}"})["properties"].items():
         found = resolve(schema)
         yield field, {"description": schema.get("description", ""), **found}
-        if field == "stream_options":
+        if field == "stream_options" and "properties" in found:
             yield from ((f"stream_options.{key}", value) for key, value in found["properties"].items())
 
 
@@ -190,7 +196,7 @@ def section(model: type[BaseModel]) -> str:
 def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     routes = declared_routes()
     prefixed = {(method, path.removeprefix("/v1")) for method, path in routes if path.startswith("/v1/")}
-    assert len(prefixed) == 9
+    assert len(prefixed) == 11
     assert prefixed <= routes
     assert routes - prefixed - {(method, f"/v1{path}") for method, path in prefixed} == {
         ("GET", "/health"),
@@ -209,7 +215,7 @@ def test_every_error_has_the_envelope() -> None:
         assert is_error == (name not in answers)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/v1/infill"])
 def test_generation_declares_its_errors(path: str) -> None:
     responses = document()["paths"][path]["post"]["responses"]
     assert {"200", "400", "404", "405", "413", "429", "503", "504", "default"} <= responses.keys()
@@ -246,7 +252,10 @@ def test_request_examples_are_accepted() -> None:
 
 
 def test_response_examples_are_what_is_sent() -> None:
-    answers = {answer.__name__: answer for answer in ANSWERS}
+    # One answer of this endpoint is the whole body.
+    answers: dict[str, type[AnswerModel]] = {answer.__name__: answer for answer in ANSWERS} | {
+        "InfillAnswers": InfillAnswer
+    }
     for response in document()["components"]["responses"].values():
         for media in response["content"].values():
             name = media["schema"]["$ref"].rpartition("/")[2]
@@ -261,8 +270,9 @@ def test_response_examples_are_what_is_sent() -> None:
 
 def chunk_of(event: str) -> type[AnswerModel]:
     data = document()["components"]["schemas"][event]["properties"]["data"]
-    done, content = data["anyOf"]
-    assert done["const"] == "[DONE]"
+    *done, content = data.get("anyOf", [data])
+    assert [member["const"] for member in done] == ([] if event == "InfillEvent" else ["[DONE]"])
     names = [member["$ref"].rpartition("/")[2] for member in content["contentSchema"]["anyOf"]]
-    assert names[1:] == ["ErrorEnvelope"]
-    return {"ChatCompletionChunk": ChatCompletionChunk, "CompletionChunk": CompletionChunk}[names[0]]
+    assert names[-1] == "ErrorEnvelope"
+    chunks = (ChatCompletionChunk, CompletionChunk, InfillChunk)
+    return {chunk.__name__: chunk for chunk in chunks}[names[0]]

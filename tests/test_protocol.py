@@ -36,7 +36,9 @@ from jackfield.protocol.completions import (
     CompletionChunkChoice,
     CompletionRequest,
 )
+from jackfield.protocol.fim import FimCompletionRequest
 from jackfield.protocol.hints import FOREIGN, OUT_OF_RANGE
+from jackfield.protocol.infill import InfillRequest
 from jackfield.protocol.logprobs import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from jackfield.protocol.messages import AssistantMessage
 from jackfield.protocol.models import Model, ModelList
@@ -465,7 +467,7 @@ TEXT_REFUSALS: list[tuple[Body, str | None, str]] = [
     (text(prompt=[1, -1]), "prompt.1", "integer_below_min_value"),
     (text(prompt=[[1], [1.5]]), "prompt.1.0", "invalid_type"),
     (text(prompt=[[1], "a"]), "prompt.1", "invalid_type"),
-    (text(suffix="return x"), "suffix", "unsupported_parameter"),
+    (text(suffix="return x", echo=True, logprobs=1), "logprobs", "unsupported_value"),
     (text(best_of=2), "best_of", "unsupported_value"),
     (text(best_of=2, n=3), "best_of", "unsupported_value"),
     (text(logprobs=6), "logprobs", "integer_above_max_value"),
@@ -681,8 +683,47 @@ FULL_TEXT: Body = {
     "timeout": 60,
     "jackfield": True,
 }
-SAID_IN_PROSE = {("best_of", "unsupported_value"), ("tool_choice.function.name", "invalid_value")} | {
-    (form, "invalid_value") for form in ("regex", "grammar")
+FULL_FIM: Body = {
+    **{name: value for name, value in FULL_TEXT.items() if name in FimCompletionRequest.model_fields},
+    "prompt": "def f(",
+    "suffix": "return x",
+    "random_seed": 7,
+    "metadata": {"a": 1},
+    "prompt_cache_key": "k",
+    "min_tokens": None,
+    "stream_options": None,
+}
+FULL_INFILL: Body = {
+    **{name: value for name, value in FULL_TEXT.items() if name in InfillRequest.model_fields},
+    "input_prefix": "def f(",
+    "input_suffix": "return x",
+    "input_extra": [{"filename": "a.py", "text": "x = 1", "time": [1, 2]}, {"text": "", "filename": None}],
+    "prompt": "    re",
+    "n_predict": 128,
+    "n_cmpl": 3,
+    "n_indent": 4,
+    "t_max_predict_ms": 1000,
+    "repeat_penalty": 1.1,
+    "samplers": ["penalties", "top_k", "infill"],
+    "response_fields": ["content", "timings/prompt_n"],
+    "return_tokens": True,
+    "id_slot": 0,
+    "n_cache_reuse": 0,
+    "n_keep": -1,
+    "t_max_prompt_ms": 500,
+    "stream_options": None,
+    "lora": None,
+    "grammar": None,
+    "json_schema": None,
+    "n_probs": None,
+}
+FULL: dict[type[SamplingRequest], Body] = {FimCompletionRequest: FULL_FIM, InfillRequest: FULL_INFILL}
+SAID_IN_PROSE = {
+    ("best_of", "unsupported_value"),
+    ("logprobs", "unsupported_value"),
+    ("tool_choice.function.name", "invalid_value"),
+    ("regex", "invalid_value"),
+    ("grammar", "invalid_value"),
 }
 """Rules that a JSON Schema cannot say; ``openapi.yaml`` says them in its description."""
 
@@ -753,6 +794,24 @@ def test_the_document_accepts_what_completions_accept(name: str) -> None:
     compare(CompletionRequest, changed(FULL_TEXT, (name,), ...))
     for value in TELLING:
         compare(CompletionRequest, changed(text(), (name,), value))
+
+
+@pytest.mark.parametrize("model", FULL)
+def test_the_document_accepts_what_the_endpoints_for_a_middle_accept(model: type[SamplingRequest]) -> None:
+    full = FULL[model]
+    assert full.keys() == model.model_fields.keys()
+    assert verdict(model, full) is None
+    needed = {name: full[name] for name, field in model.model_fields.items() if field.is_required()}
+    for name in full:
+        compare(model, changed(full, (name,), ...))
+        for value in TELLING:
+            compare(model, changed(needed, (name,), value))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(list(FULL)).flatmap(lambda m: st.tuples(st.just(m), mutations(FULL[m], [*m.model_fields, "x"]))))
+def test_the_document_accepts_what_they_accept_anywhere(drawn: tuple[type[SamplingRequest], Body]) -> None:
+    compare(*drawn)
 
 
 @settings(max_examples=300, deadline=None)

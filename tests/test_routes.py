@@ -17,6 +17,8 @@ SAMPLES = {
     ("GET", "/plugins"): None,
     ("POST", "/chat/completions"): {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
     ("POST", "/completions"): {"prompt": "Hi", "max_tokens": 1},
+    ("POST", "/fim/completions"): {"prompt": "Hi", "max_tokens": 1},
+    ("POST", "/infill"): {"input_prefix": "Hi", "input_suffix": "", "n_predict": 1},
     ("POST", "/tokenize"): {"prompt": "Hi"},
     ("POST", "/detokenize"): {"tokens": [1, 2]},
     ("POST", "/apply-template"): {"messages": [{"role": "user", "content": "Hi"}]},

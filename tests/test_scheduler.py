@@ -137,6 +137,17 @@ def test_max_tokens_is_exact_and_ends_with_length(runner, max_tokens):
     assert finish(events) == "length"
 
 
+def test_a_request_for_nothing_leaves_its_prompt_in_the_prefix_cache(runner):
+    engine, prompt = scheduler(runner), list(range(50))
+    events = drain(engine, request("a", prompt, 0))["a"]
+    assert [type(event) for event in events] == [StartEvent, PrefillEvent, FinishEvent]
+    assert finish(events) == "length"
+    assert not engine.reading
+    events = drain(engine, request("b", [*prompt, 1], 4))["b"]
+    assert cache_use(events).tokens == 49 // BLOCK_TOKENS * BLOCK_TOKENS
+    assert tokens(events) == reference(runner, [*prompt, 1], 4)
+
+
 def test_a_stop_token_ends_the_answer(runner):
     expected = reference(runner, [5, 6], 6)
     stop = expected[3]

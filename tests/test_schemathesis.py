@@ -62,6 +62,8 @@ def test_nothing_breaks_the_contract(run: tuple[str, Counter[tuple[str, int]]]) 
     [
         ("/chat/completions", 10, 100),
         ("/completions", 10, 100),
+        ("/fim/completions", 10, 100),
+        ("/infill", 50, 100),
         ("/tokenize", 5, 50),
         ("/detokenize", 1, 10),
         ("/apply-template", 5, 50),

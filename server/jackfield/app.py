@@ -15,6 +15,8 @@ from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
 from jackfield.api.arrival import Arrival
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
+from jackfield.api.fim import fim_completions
+from jackfield.api.infill import infill
 from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models
 from jackfield.api.plugins import list_plugins
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 _API = [
     ("/chat/completions", chat_completions, "POST"),
     ("/completions", completions, "POST"),
+    ("/infill", infill, "POST"),
+    ("/fim/completions", fim_completions, "POST"),
     ("/tokenize", tokenize, "POST"),
     ("/detokenize", detokenize, "POST"),
     ("/apply-template", apply_template, "POST"),

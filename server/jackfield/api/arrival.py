@@ -18,6 +18,8 @@ OPEN = frozenset({"/health", "/ready"})
 SCOPES = {
     "/chat/completions": "inference",
     "/completions": "inference",
+    "/infill": "inference",
+    "/fim/completions": "inference",
     "/models": "inference",
     "/tokenize": "inference",
     "/detokenize": "inference",

@@ -78,6 +78,9 @@ class ChoicesReply(Reply[Asked]):
         yield sse.DONE
 
     def _event(self, piece: ChunkChoice | None) -> bytes:
+        return sse.event(self._chunk(piece))
+
+    def _chunk(self, piece: ChunkChoice | None) -> GenerationAnswer:
         chunk = self.chunk(**self._head, choices=[piece] if piece else [])
         options = self.asked.stream_options
         if piece is None or (options and options.continuous_usage_stats):
@@ -86,7 +89,7 @@ class ChoicesReply(Reply[Asked]):
             chunk.usage = None
         if self.asked.wants_extension and self._is_last(piece):
             chunk.jackfield = self.answer.extension()
-        return sse.event(chunk)
+        return chunk
 
     @property
     def _wants_usage(self) -> bool:

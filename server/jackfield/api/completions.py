@@ -13,6 +13,8 @@ from jackfield.api.reply import respond
 from jackfield.api.token_ids import known_tokens
 from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
+from jackfield.middle import Middle, ending, filler
+from jackfield.models.fim import FillInTheMiddle
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.completions import (
     Completion,
@@ -47,10 +49,11 @@ class _CompletionReply(ChoicesReply[CompletionRequest]):
 
     def ask(self) -> Answer:
         asked, each = self.asked, self.asked.n or 1
+        fim = filler(self.model, "suffix") if asked.suffix else None
         requests = engine_requests(
             asked,
             self.model,
-            [_tokens(prompt, self.model) for prompt in asked.prompts],
+            [self._prompt(prompt, fim) for prompt in asked.prompts],
             self.exchange,
             name=self.id,
             param="prompt",
@@ -60,7 +63,15 @@ class _CompletionReply(ChoicesReply[CompletionRequest]):
         )
         self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in range(each)]
         self._offsets = [0] * len(requests)
+        if fim:
+            return Middle(self.model, ending(requests, fim), self.exchange, asked.stops, each=each)
         return Answer(self.model, requests, self.exchange, asked.stops, each=each)
+
+    def _prompt(self, prompt: str | list[int], fim: FillInTheMiddle | None) -> list[int]:
+        if fim:
+            before = prompt if isinstance(prompt, str) else _tokens(prompt, self.model)
+            return fim.prompt(before, self.asked.suffix or "")
+        return _tokens(prompt, self.model)
 
     def _echo(self, prompt: str | list[int]) -> str:
         if not self.asked.echo:

@@ -150,7 +150,7 @@ async def _prepare(
     request: Request, whole: bytes, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange
 ) -> Reply[Asked]:
     asked = await body.read(whole, asks, exchange)
-    model = request.app.state.registry.get(asked.model)
+    model = request.app.state.registry.choose(asked.model or None)
     prepared = reply(asked, model, exchange, request.app.state.host)
     await prepared.prepare()
     return prepared

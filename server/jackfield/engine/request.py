@@ -88,6 +88,7 @@ class GenerationRequest:
     prompt: tuple[int, ...]
     """Token ids, at least one."""
     max_tokens: int
+    """With 0 there is no answer: the prompt is read into the prefix cache."""
     sampling: SamplingParameters
     images: tuple[PromptImage, ...] = ()
     """Those in the prompt, in order; only for models that read images."""

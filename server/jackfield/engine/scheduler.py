@@ -301,7 +301,11 @@ class Scheduler:
             events.append((sequence.request.id, PromptLogprobsEvent(scored)))
         sequence.answering = sequence.answering or time.monotonic()
         self._remember(sequence.tokens[:-1], sequence)
-        if self._make_room(sequence):
+        if not sequence.request.max_tokens:
+            self.reading.remove(sequence)
+            self._full = False
+            events.append((sequence.request.id, sequence.finish("length")))
+        elif self._make_room(sequence):
             self.reading.remove(sequence)
             self.batch.join(sequence)
 

@@ -9,6 +9,7 @@ from typing import Any
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.thread import Engine
 from jackfield.errors import InvalidRequestError, ModelNotFoundError
+from jackfield.models.fim import FillInTheMiddle, fill_in_the_middle
 from jackfield.models.tokenizer import Tokenizer
 
 
@@ -29,6 +30,11 @@ class ServedModel:
     def grammars(self) -> GrammarCompiler:
         """Compiles what constrains this model's answers."""
         return GrammarCompiler(self.tokenizer.source, self.vocabulary, sorted(self.tokenizer.end_tokens))
+
+    @cached_property
+    def fim(self) -> FillInTheMiddle | None:
+        """How it fills in a middle, if its tokenizer has tokens for that."""
+        return fill_in_the_middle(self.tokenizer)
 
 
 class Registry:

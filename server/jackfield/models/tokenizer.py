@@ -1,7 +1,7 @@
 """The tokenizer of a model: text to token ids and back, and its chat template."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from jackfield.errors import InvalidRequestError, ModelLoadError
 from jackfield.models.folder import read_json
+from jackfield.models.literal import LiteralEncoder
 from jackfield.text.reasoning import ThinkingTags
 
 Message = dict[str, Any]
@@ -72,6 +73,11 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of ``tokens``, with or without special tokens."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=not special))
+
+    def token(self, text: str) -> int | None:
+        """The id of the token written as ``text``, of whatever kind."""
+        token: int | None = self._backend.token_to_id(text)
+        return token
 
     def special_token(self, text: str) -> int | None:
         """The id of a special token written as ``text``; such tokens leave no trace in decoded text."""
@@ -157,23 +163,37 @@ class Tokenizer:
                 suggestions=("Check the order of roles.", "Check chat_template_kwargs."),
             ) from error
 
-    def decoder(self, visible: frozenset[int] = frozenset()) -> "TextDecoder":
-        """A decoder for one answer, which leaves out special tokens but for those that are to be ``visible``."""
-        return TextDecoder(self._backend, {token: self._special[token] for token in visible})
+    def decoder(self, visible: frozenset[int] = frozenset(), *, inside: bool = False) -> "TextDecoder":
+        """A decoder for one answer, which leaves out special tokens but for those that are to be ``visible``.
+
+        One for an answer ``inside`` a text keeps a space that it begins with.
+        """
+        before = self.encode("\n", special=False) if inside else ()
+        return TextDecoder(self._backend, {token: self._special[token] for token in visible}, before)
+
+    def literal(self, controls: Collection[str]) -> LiteralEncoder:
+        """An encoder that takes nothing for a special token, and none of ``controls`` either."""
+        return LiteralEncoder(self._backend, controls)
 
 
 class TextDecoder:
-    """Turns the tokens of one answer into text as they come; a character is given once all of its bytes are there."""
+    """Turns the tokens of one answer into text as they come; a character is given once all of its bytes are there.
 
-    def __init__(self, backend: Any, visible: Mapping[int, str]) -> None:
+    Args:
+        backend: the tokenizer.
+        visible: special tokens that have a text here.
+        before: tokens that stand before the answer.
+    """
+
+    def __init__(self, backend: Any, visible: Mapping[int, str], before: Sequence[int] = ()) -> None:
         self._backend = backend
         self._visible = visible
-        self._begin()
+        self._begin(before)
 
-    def _begin(self) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
-        self._length = 0
+    def _begin(self, before: Sequence[int] = ()) -> None:
+        self._stream = DecodeStream(list(before), skip_special_tokens=True)
+        self._tokens = list(before)
+        self._length = len(self._backend.decode(self._tokens, skip_special_tokens=True))
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes."""

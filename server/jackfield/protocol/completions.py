@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from jackfield.protocol.base import AnswerModel, Integral, Unsupported, refusal
+from jackfield.protocol.base import AnswerModel, Integral, JsonObject, refusal
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.logprobs import CompletionLogprobs
 from jackfield.protocol.prompts import Prompt, each
@@ -24,14 +24,8 @@ class CompletionRequest(SamplingRequest):
     echo: bool | None = None
     logprobs: Logprobs | None = None
     best_of: Choices | None = None
-    suffix: Annotated[
-        Literal[""] | None,
-        Unsupported(
-            "Write the model's own fill-in-the-middle tokens into 'prompt', "
-            "e.g. <|fim_prefix|>...<|fim_suffix|>...<|fim_middle|>.",
-            harmless=("",),
-        ),
-    ] = None
+    suffix: str | None = None
+    """What stands after the gap, for models that fill in the middle; empty is the same as none."""
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -48,6 +42,23 @@ class CompletionRequest(SamplingRequest):
                 suggestions=("Leave out 'best_of', and choose among 'n' completions yourself.",),
             )
         return self
+
+    @model_validator(mode="after")
+    def _no_scores_around_a_gap(self) -> Self:
+        if self.suffix and self.echo and self.logprobs is not None:
+            raise refusal(
+                "unsupported_value",
+                "'{param}' is not supported together with 'echo' and 'suffix': the model reads more than the prompt.",
+                at="logprobs",
+                suggestions=("Leave out one of the three.",),
+            )
+        return self
+
+
+def said_as_completion(request: SamplingRequest) -> JsonObject:
+    """What another endpoint's request says in the fields of this one."""
+    said = request.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {name: value for name, value in said.items() if name in CompletionRequest.model_fields}
 
 
 class CompletionChoice(AnswerModel):
