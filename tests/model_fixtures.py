@@ -138,6 +138,14 @@ def rename_tokens(folder: Path, names: Mapping[str, str]) -> None:
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def vision_model(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random network that reads images, with the starter's tokenizer and a template that places them."""
+    from vision_models import write_vision_model
+
+    return write_vision_model(starter, tmp_path_factory.mktemp("vision-model"))
+
+
 def tiny_config(architecture: str, vocabulary: int, **changes: Any) -> dict[str, Any]:
     """The config.json of a small network."""
     return {

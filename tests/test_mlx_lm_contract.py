@@ -14,11 +14,14 @@ from mlx import nn
 from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.processors import PROCESSORS, muse_spark
 from mlx_lm.utils import load_model
 
+import vision_models
 from jackfield.engine.kv_cache import RowKVCache, Rows
 from jackfield.engine.runner import CacheBatch, Runner
 from jackfield.engine.slab import ONE_SLAB
+from jackfield.vision.processor import MODEL_TYPES
 from model_fixtures import random_weights, tiny_config, write_model
 
 LAYERS, HEADS, DIMENSION, VOCABULARY = 2, 2, 4, 64
@@ -382,3 +385,38 @@ def test_quantized_experts_can_be_expanded() -> None:
     x, experts = mx.random.normal((1, 1, 1, 64)), mx.array([[3]])
     difference = mx.max(mx.abs(expanded(x, experts) - quantized(x, experts))).item()
     assert difference < 1e-4, "an expanded layer computes the same, whatever size it was made with"
+
+
+# ---------------------------------------------------------------------------------------- images
+
+
+def test_these_models_read_images() -> None:
+    assert tuple(PROCESSORS) == MODEL_TYPES, "mlx-lm has processors for other models (vision/processor.py)"
+    sources = Path(inspect.getfile(base)).parent.glob("*.py")
+    reading = [file.stem for file in sources if "pixel_values" in file.read_text(encoding="utf-8")]
+    assert reading == ["muse_spark"], "other models read images, or in another way (engine/images.py)"
+
+
+def test_a_processor_says_what_it_makes_of_an_image() -> None:
+    own = muse_spark.Processor(patch_size=14, downsample_factor=2)
+    found = own.image_token, own.token_patch, own.min_num_image_tokens, own.max_num_image_tokens
+    assert found == ("<|patch|>", 28, 1, 4096), "sizes of images (vision/processor.py)"
+    bounds = {"patch_h": 28, "patch_w": 28, "min_tokens": 1, "max_tokens": 4096}
+    target = muse_spark._find_resize_target(60, 100, **bounds)
+    assert target == ((56, 84), (2, 3)), "height and width, rows and columns of tokens (vision/processor.py)"
+    assert muse_spark.image_tokens(2) == "<|image_start|><|patch|><|patch|><|image_end|>"
+    values, count = own.preprocess_image(np.zeros((60, 100, 3), np.uint8))
+    assert (values.shape, count) == ((3, 56, 84), 6), "the engine makes values of pixels (engine/images.py)"
+
+
+def test_a_model_takes_the_embeddings_of_its_images() -> None:
+    settings = vision_models.config(VOCABULARY, 7)
+    model = vision_models.network(settings)
+    values, count = vision_models.processor(settings).preprocess_image(vision_models.picture(1))
+    tokens = mx.array([[1, *[7] * count, 2]])
+    whole = model.embed_inputs(tokens, pixel_values=[values])
+    parts = [model.embed_inputs(mx.array([[one]]))[0] for one in (1, 2)]
+    apart = mx.concatenate([parts[0], model.encode_image(values), parts[1]])
+    assert mx.array_equal(whole[0], apart), "text and images are embedded apart (engine/images.py)"
+    logits = model(tokens, input_embeddings=whole)
+    assert mx.array_equal(logits, model(tokens, pixel_values=[values])), "they stand for tokens (engine/runner.py)"

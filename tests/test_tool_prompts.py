@@ -42,7 +42,7 @@ CONVERSATION = [
 
 def prompt(tokenizer: Tokenizer, **fields: object) -> str:
     asked = ChatCompletionRequest.model_validate({"model": "x", "messages": CONVERSATION, **fields})
-    return tokenizer.decode(chat_prompt(asked, tokenizer), special=True)
+    return tokenizer.decode(chat_prompt(asked, tokenizer).tokens, special=True)
 
 
 @pytest.fixture

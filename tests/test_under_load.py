@@ -185,7 +185,7 @@ class Court:
         asked = ChatCompletionRequest.model_validate_json(json.dumps(body))
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
         grammar = self.model.grammars.compile("json_schema", json.dumps(schema), "") if schema else None
-        prompt = chat_prompt(asked, self.model.tokenizer)
+        prompt = chat_prompt(asked, self.model.tokenizer).tokens
         info = RequestInfo("", "/chat/completions", "starter")
         exchange = Exchange(info, given((), Settings()), EventBus(), slow_seconds=60)
         return engine_requests(asked, self.model, [prompt], exchange, name="", param="", grammar=grammar)

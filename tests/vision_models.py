@@ -72,7 +72,10 @@ def config(vocabulary: int, image_token: int, layers: list[str] = SLIDING) -> di
         "pos_emb_height": 4,
         "pos_emb_width": 4,
     }
-    return {"model_type": "muse_spark", "text_config": text, "vision_config": vision, "image_token_id": image_token}
+    # mlx-lm has no ears; transformers, which looks at the config for the tokenizer, checks that they would fit.
+    audio = {"out_hidden_size": text["hidden_size"]}
+    parts = {"text_config": text, "vision_config": vision, "audio_config": audio}
+    return {"model_type": "muse_spark", **parts, "image_token_id": image_token}
 
 
 def network(settings: dict[str, Any]) -> nn.Module:

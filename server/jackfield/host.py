@@ -31,6 +31,7 @@ from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.settings import Settings
 from jackfield.tools.formats import AUTO, HERMES, NAMES, CallFormat, format_of, named
+from jackfield.vision.pictures import Pictures
 
 OWN = "mlx"
 """The backend that is always there."""
@@ -197,14 +198,15 @@ class PluginServer:
         # What it is asked for is short, and thoughts are not.
         own = {"priority": BEHIND_CLIENTS, "reasoning_effort": "none"}
         asked = ChatCompletionRequest.model_validate(document | own)
-        return await _text(await asyncio.to_thread(_answer, asked, served, exchange))
+        pictures = None if served.images is None else await served.images.read(asked)
+        return await _text(await asyncio.to_thread(_answer, asked, served, exchange, pictures))
 
 
-def _answer(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange) -> Answer:
-    prompt = chat_prompt(asked, model.tokenizer)
-    form = ChatForm(asked, model, HERMES, None, prompt).work_out()
+def _answer(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange, pictures: Pictures | None) -> Answer:
+    tokens, images = chat_prompt(asked, model.tokenizer, pictures)
+    form = ChatForm(asked, model, HERMES, None, tokens).work_out()
     name = f"plugin-{uuid.uuid4().hex}"
-    requests = engine_requests(asked, model, [prompt], exchange, name=name, param="messages")
+    requests = engine_requests(asked, model, [tokens], exchange, name=name, param="messages", images=images)
     return Answer(model, requests, exchange, separators=[form.separator()])
 
 

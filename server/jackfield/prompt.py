@@ -4,16 +4,19 @@ import json
 import re
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
+from jackfield.engine.request import PromptImage
 from jackfield.errors import UnsupportedError
 from jackfield.models.tokenizer import Message, Tokenizer
 from jackfield.protocol.chat import ChatCompletionRequest
-from jackfield.protocol.content import RefusalPart, TextPart
+from jackfield.protocol.content import ImagePart, RefusalPart, TextPart
 from jackfield.protocol.messages import AssistantMessage, ToolMessage
 from jackfield.protocol.messages import Message as WireMessage
 from jackfield.protocol.tools import FunctionTool, ToolCallInHistory
 from jackfield.tools.formats import knows_tools
+from jackfield.vision.pictures import Pictures
+from jackfield.vision.processor import MODEL_TYPES
 
 _HERMES_INTRODUCTION = """\
 You can call functions to help with the user's request. The functions, as JSON schemas inside <tools></tools>:
@@ -29,30 +32,52 @@ _NINE_CHARACTERS = re.compile(r"length\s*(!=|==)\s*9")
 """What Mistral's templates ask of the ids of calls."""
 
 
-def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the conversation, up to where the answer begins.
+Content = str | list[dict[str, Any]]
+"""Of a message, as chat templates take it: text, or parts where there are images among them."""
+
+
+class Prompt(NamedTuple):
+    """What the model is to go on with."""
+
+    tokens: list[int]
+    images: tuple[PromptImage, ...] = ()
+
+
+def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer, pictures: Pictures | None = None) -> Prompt:
+    """The conversation, up to where the answer begins.
+
+    Args:
+        request: what the client sent.
+        tokenizer: the model's.
+        pictures: the request's images, for a model that reads them.
 
     Raises:
-        InvalidRequestError: the template refuses the conversation, or it has parts that are not text.
+        InvalidRequestError: the template refuses the conversation, or it has parts that the model does not read.
     """
+    images = [image for _, image in request.images()]
+    text = chat_text(request, tokenizer, images=pictures is not None)
+    if pictures is not None and images:
+        return Prompt(*pictures.place(text, images, tokenizer))
     # The template has written the special tokens itself.
-    return tokenizer.encode(chat_text(request, tokenizer), special=False)
+    return Prompt(tokenizer.encode(text, special=False))
 
 
 def chat_text(
-    request: ChatCompletionRequest, tokenizer: Tokenizer, *, begins_answer: bool = True, continues: bool = False
+    request: ChatCompletionRequest,
+    tokenizer: Tokenizer,
+    *,
+    begins_answer: bool = True,
+    continues: bool = False,
+    images: bool = False,
 ) -> str:
     """The same as text; it ends as `Tokenizer.render` says.
+
+    With ``images`` there may be some, and each is what the template writes for it.
 
     Raises:
         InvalidRequestError: as above.
     """
-    for path, kind in request.media():
-        raise UnsupportedError(
-            f"This model reads text only, and {path} is of type {kind!r}.",
-            param=path,
-            suggestions=("Leave the part out or describe it in words.", "Serve a model that can read it."),
-        )
+    _check_media(request, images)
     messages = _merge_leading_system([_message(message) for message in request.messages])
     tools = [_tool(tool) for tool in request.tools or ()] if request.tool_choice != "none" else []
     if not knows_tools(tokenizer.template):
@@ -60,6 +85,20 @@ def chat_text(
     if _NINE_CHARACTERS.search(tokenizer.template):
         messages = [_with_short_ids(message) for message in messages]
     return tokenizer.render(messages, tools, _options(request), begins_answer=begins_answer, continues=continues)
+
+
+def _check_media(request: ChatCompletionRequest, images: bool) -> None:
+    for path, kind in request.media():
+        if images and kind == "image_url":
+            continue
+        hints = ["Leave the part out or describe it in words."]
+        if kind == "image_url":
+            hints.append(f"Serve a model that reads images: its config.json has model_type {' or '.join(MODEL_TYPES)}.")
+        raise UnsupportedError(
+            f"{'Text and images' if images else 'Text'} alone can be read here, and {path} is of type {kind!r}.",
+            param=path,
+            suggestions=tuple(hints),
+        )
 
 
 def _options(request: ChatCompletionRequest) -> dict[str, Any]:
@@ -73,7 +112,7 @@ def _options(request: ChatCompletionRequest) -> dict[str, Any]:
 def _message(message: WireMessage) -> Message:
     result: Message = {
         "role": "system" if message.role == "developer" else message.role,
-        "content": _text(message.content),
+        "content": _content(message.content),
     }
     if message.name:
         result["name"] = message.name
@@ -87,12 +126,33 @@ def _message(message: WireMessage) -> Message:
     return result
 
 
-def _text(content: str | Sequence[Any] | None) -> str:
+def _content(content: str | Sequence[Any] | None) -> Content:
+    """Text, or parts in their order if there are images among them."""
     if content is None or isinstance(content, str):
         return content or ""
+    if any(isinstance(part, ImagePart) for part in content):
+        return [_part(part) for part in content]
     texts = (part.text for part in content if isinstance(part, TextPart))
     refusals = (part.refusal for part in content if isinstance(part, RefusalPart))
     return "\n".join([*texts, *refusals])
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """As chat templates know it: they look at the type of an image, and perhaps for one of these keys."""
+    if isinstance(part, ImagePart):
+        return {"type": "image", "image": "", "image_url": ""}
+    return {"type": "text", "text": part.text if isinstance(part, TextPart) else part.refusal}
+
+
+def _joined(contents: Sequence[Content], separator: str) -> Content:
+    """Contents one after another; as parts if one of them is."""
+    if all(isinstance(content, str) for content in contents):
+        return separator.join(map(str, contents))
+    parts: list[dict[str, Any]] = []
+    for content in contents:
+        parts += [{"type": "text", "text": separator}] if parts else []
+        parts += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return parts
 
 
 def _call(call: ToolCallInHistory) -> dict[str, Any]:
@@ -125,7 +185,7 @@ def _merge_leading_system(messages: list[Message]) -> list[Message]:
     leading = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
     if leading < 2:
         return messages
-    content = "\n\n".join(message["content"] for message in messages[:leading])
+    content = _joined([message["content"] for message in messages[:leading]], "\n\n")
     return [{"role": "system", "content": content}, *messages[leading:]]
 
 
@@ -151,15 +211,16 @@ def _in_hermes_form(messages: list[Message], tools: list[dict[str, Any]]) -> lis
     listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     introduction = _HERMES_INTRODUCTION.format(tools=listed)
     if result[0]["role"] == "system":
-        first = {"role": "system", "content": f"{result[0]['content']}\n\n{introduction}"}
+        first = {"role": "system", "content": _joined([result[0]["content"], introduction], "\n\n")}
         return [first, *result[1:]]
     return [{"role": "system", "content": introduction}, *result]
 
 
 def _as_text(message: Message) -> Message:
     if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        content = _joined(["<tool_response>", message["content"], "</tool_response>"], "\n")
+        return {"role": "user", "content": content}
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-    content = [message["content"]] if message["content"] else []
     blocks = [f"<tool_call>\n{call}\n</tool_call>" for call in calls]
-    return {**message, "content": "\n".join(content + blocks)}
+    said = [message["content"]] if message["content"] else []
+    return {**message, "content": _joined([*said, *blocks], "\n")}

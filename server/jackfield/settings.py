@@ -36,6 +36,9 @@ def _names(value: Any) -> Any:
     return [] if value.strip() == "none" else [name.strip() for name in value.split(",") if name.strip()]
 
 
+MAX_PIXELS = 89_478_485
+"""Beyond this Pillow takes an image for a decompression bomb, whatever is set."""
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
@@ -73,6 +76,16 @@ class Settings(BaseModel):
     """Seconds between comments in a stream."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
     """The largest request that is read."""
+    max_images: Annotated[int, Field(ge=0)] = 20
+    """Images in a request, for models that read them."""
+    max_image_bytes: Size = 20 * 10**6
+    """The largest file of an image."""
+    max_image_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = 50 * 10**6
+    """Pixels of an image as it is sent; it is scaled down to what the model takes."""
+    max_image_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of an image; by default as many as the model takes, and a tenth of the memory can encode."""
+    allow_remote_images: bool = False
+    """Whether images are fetched from public servers that requests name."""
     cache_dir: Path = Path(platformdirs.user_cache_dir("jackfield"))
     """Where fetched and converted models are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

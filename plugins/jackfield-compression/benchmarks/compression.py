@@ -62,7 +62,7 @@ class Prompts:
     def ids(self, messages: Sequence[ChatMessage]) -> list[int]:
         """The prompt of a conversation."""
         asked = ChatCompletionRequest.model_validate({"model": "starter", "messages": list(messages)})
-        return chat_prompt(asked, self._tokenizer)
+        return chat_prompt(asked, self._tokenizer).tokens
 
     def count(self, messages: Sequence[ChatMessage], tools: Sequence[JsonObject] = ()) -> int:
         """Its tokens."""

@@ -11,7 +11,7 @@ from jackfield.compression import compress
 from jackfield.exchange import Exchange
 from jackfield.host import Host
 from jackfield.models.registry import ServedModel
-from jackfield.prompt import chat_prompt
+from jackfield.prompt import Prompt, chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
 
 ANSWER_ROOM = 1024
@@ -33,18 +33,20 @@ class Conversation:
         self._model = model
         self._exchange = exchange
         self._host = host
-        self._prompt: list[int] = []
+        self._prompt = Prompt([])
 
     async def prepare(self) -> None:
         """Make the prompt, from less of the conversation if there is too much and a plugin can make it shorter.
 
         Raises:
-            InvalidRequestError: the model's template refuses the conversation.
+            InvalidRequestError: the model's template refuses the conversation, or an image cannot be read.
         """
-        tokenizer = self._model.tokenizer
-        self._prompt = await asyncio.to_thread(chat_prompt, self.asked, tokenizer)
-        if len(self._prompt) > self._budget and self._exchange.hooks.has("compress_context"):
-            found = await compress(self.asked, len(self._prompt), tokenizer, self._budget, self._exchange)
+        tokenizer, images = self._model.tokenizer, self._model.images
+        pictures = None if images is None else await images.read(self.asked)
+        self._prompt = await asyncio.to_thread(chat_prompt, self.asked, tokenizer, pictures)
+        count = len(self._prompt.tokens)
+        if count > self._budget and self._exchange.hooks.has("compress_context"):
+            found = await compress(self.asked, count, tokenizer, self._budget, self._exchange, pictures=pictures)
             if found is not None:
                 self.asked, self._prompt = found
 
@@ -67,12 +69,13 @@ class Conversation:
         """
         asked = self.asked
         own, plugged = self._host.call_format(self._model.tokenizer)
-        form = ChatForm(asked, self._model, own, plugged, self._prompt).work_out()
+        form = ChatForm(asked, self._model, own, plugged, self._prompt.tokens).work_out()
         requests = engine_requests(
             asked,
             self._model,
-            [self._prompt],
+            [self._prompt.tokens],
             self._exchange,
+            images=self._prompt.images,
             name=name,
             param=param,
             top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
@@ -92,4 +95,9 @@ class Conversation:
     def facts(self) -> dict[str, Any]:
         """What there is to log of the conversation, in numbers and names."""
         roles = Counter(message.role for message in self.asked.messages)
-        return {"messages": len(self.asked.messages), "roles": dict(roles), "tools": len(self.asked.tools or ())}
+        return {
+            "messages": len(self.asked.messages),
+            "roles": dict(roles),
+            "tools": len(self.asked.tools or ()),
+            "images": len(self._prompt.images),
+        }

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from jackfield.engine.grammar import Constraint
-from jackfield.engine.request import GenerationRequest, SamplingParameters
+from jackfield.engine.request import GenerationRequest, PromptImage, SamplingParameters
 from jackfield.errors import ContextLengthExceededError, InvalidRequestError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import TOP_K, Signal
@@ -27,6 +27,7 @@ def engine_requests(
     top_logprobs: int | None = None,
     prompt_logprobs: bool = False,
     grammar: Constraint | None = None,
+    images: tuple[PromptImage, ...] = (),
 ) -> list[GenerationRequest]:
     """All choices of a request, those of the first prompt first.
 
@@ -40,6 +41,7 @@ def engine_requests(
         top_logprobs: see GenerationRequest.
         prompt_logprobs: see GenerationRequest.
         grammar: what the answer must be.
+        images: those in the prompt, of which there is one then.
 
     Raises:
         ContextLengthExceededError: a prompt leaves no room for an answer.
@@ -52,6 +54,7 @@ def engine_requests(
         prompt=(),
         max_tokens=0,
         sampling=sampling(body, model),
+        images=images,
         stop_tokens=_stop_tokens(body, model),
         top_logprobs=_wanted(top_logprobs, exchange.hooks.signals),
         prompt_logprobs=prompt_logprobs,

@@ -90,10 +90,11 @@ def _detokenized(asked: DetokenizeRequest, model: ServedModel) -> Detokenized:
 
 
 def _applied(asked: ApplyTemplateRequest, model: ServedModel) -> TemplateApplied:
-    return TemplateApplied(prompt=_prompt(asked, asked.messages, model))
+    # An image is what the template writes for it; how many tokens it has, only its pixels tell.
+    return TemplateApplied(prompt=_prompt(asked, asked.messages, model, images=model.images is not None))
 
 
-def _prompt(options: TemplateOptions, messages: Messages, model: ServedModel) -> str:
+def _prompt(options: TemplateOptions, messages: Messages, model: ServedModel, *, images: bool = False) -> str:
     conversation = ChatCompletionRequest(
         model=model.id,
         messages=messages,
@@ -106,4 +107,5 @@ def _prompt(options: TemplateOptions, messages: Messages, model: ServedModel) ->
         model.tokenizer,
         begins_answer=options.begins_answer,
         continues=bool(options.continue_final_message),
+        images=images,
     )

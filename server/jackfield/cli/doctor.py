@@ -27,7 +27,8 @@ Exit status: 0 if at least one sequence fits at full context, 3 if not, 1 after 
 Keys of --json: model, origin, model_type, parameters, weights_type, model_context_length, downloaded, disk_bytes,
 disk_free_bytes, device, device_kind, machine_bytes, and the plan: fits, total_bytes, weights_bytes, workspace_bytes,
 kv_pool_bytes, prefix_cache_bytes, remaining_bytes, kv_bits, kv_bytes_per_token, state_bytes_per_sequence,
-sequence_bytes, context_length, context_that_fits, slots, sequences_at_full_context, tokens_in_all, advice.
+sequence_bytes, context_length, context_that_fits, slots, sequences_at_full_context, tokens_in_all, image_tokens,
+advice.
 null stands for what is not known.
 """
 

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from jackfield.errors import ModelLoadError
 from jackfield.models.device import import_mlx_lm
 from jackfield.models.loading import _load, context_length, dtype_name, float32_bytes
+from jackfield.models.vision_tower import VisionTower, tower_of
 
 DeviceKind = Literal["metal", "cuda", "cpu"]
 ServedType = Literal["keep", "widened", "float32"]
@@ -70,6 +71,7 @@ class Architecture:
     """The most values that a layer makes of a token at once."""
     heads: int
     layers: tuple[LayerState, ...]
+    vision: VisionTower | None = None
 
     def served_as(self, dtype: ServedType) -> "Architecture":
         """The same with the caches as they are when the weights are served so."""
@@ -128,6 +130,7 @@ def measure(model: nn.Module, config: Mapping[str, Any], kind: DeviceKind = "cpu
         widest=_widest(model, int(inner.get("num_experts_per_tok") or 1)),
         heads=int(inner.get("num_attention_heads") or 1),
         layers=layers,
+        vision=tower_of(model, config),
     )
 
 

@@ -14,6 +14,7 @@ from jackfield.models.architecture import Architecture, DeviceKind, LayerState, 
 from jackfield.models.loading import HEADROOM_BYTES, Dtype, Network
 from jackfield.models.memory import host_memory
 from jackfield.models.sizes import gigabytes
+from jackfield.models.vision_tower import VisionTower
 
 KVBits = Literal[8, 4]
 
@@ -45,6 +46,9 @@ CPU_SCORE_COPIES = 8
 """Arrays as large as a layer's scores that `models/cpu.py` has at once: measured with the starter, 7.3 to 8."""
 LOGIT_COPIES = 3
 
+IMAGE_SHARE = 10
+"""Encoding an image takes one part in so many of the memory, and no more; larger images are scaled down."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -54,7 +58,7 @@ class MemoryPlan:
     """What the process may use."""
     weights: int
     workspace: int
-    """Activations of a slice of a prompt, and the logits of all rows."""
+    """Activations of a slice of a prompt, and the logits of all rows; or those of an image, if they are more."""
     layers: tuple[LayerState, ...]
     context_length: int
     """Tokens that each sequence may take."""
@@ -63,6 +67,8 @@ class MemoryPlan:
     kv_bits: KVBits | None
     prefix_cache: int
     """Budget of the prefix cache."""
+    image_tokens: int = 0
+    """Tokens of the largest image; 0 for models that read none."""
     advice: tuple[str, ...] = ()
     """What would make it fit, or fit better."""
 
@@ -144,6 +150,8 @@ class MemoryPlan:
         shares = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts)
         type_ = f" at {self.kv_bits} bits" if self.kv_bits else ""
         lines = [f"Memory {gigabytes(self.total)}: {shares}. KV cache: {gigabytes(self.token_bytes)} a token{type_}"]
+        if self.image_tokens:
+            lines.append(f"Images: of up to {self.image_tokens:,} tokens each, larger ones are scaled down")
         if not self.fits:
             return [*lines, self.shortage(), *self.advice]
         return [*lines, self.capacity()]
@@ -182,6 +190,7 @@ class MemoryPlan:
             "kv_bytes_per_token": self.token_bytes,
             "state_bytes_per_sequence": self.state_bytes,
             "sequence_bytes": self.sequence_bytes(),
+            "image_tokens": self.image_tokens,
             "context_length": self.context_length,
             "context_that_fits": self.context_that_fits,
             "slots": self.slots,
@@ -259,12 +268,15 @@ def plan_architecture(
     dtype: Dtype = "auto",
     context_length: int | None = None,
     slots: int = 32,
+    image_tokens: int | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """The plan for a model that is not loaded, with ``total`` bytes free; ``options`` as for `plan_memory`."""
     served = served_type(architecture, kind, total, dtype)
     weights, needs = architecture.weights[served], architecture.served_as(served)
-    return _plan(needs, weights, kind, total, context_length=context_length, slots=slots, **options)
+    return _plan(
+        needs, weights, kind, total, context_length=context_length, slots=slots, image_tokens=image_tokens, **options
+    )
 
 
 def plan_network(
@@ -274,16 +286,26 @@ def plan_network(
     *,
     context_length: int | None = None,
     slots: int = 32,
+    image_tokens: int | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """The plan for a model that has been loaded; ``options`` as for `plan_memory`.
 
     ``memory`` is the device's; on a CPU what is free counts instead, and the weights themselves.
     """
-    architecture = measure(network.model, network.config)
+    needs = measure(network.model, network.config)
     total = host_memory().available + network.nbytes if kind == "cpu" else memory
     weights = network.nbytes
-    return _plan(architecture, weights, kind, total, context_length=context_length, slots=slots, **options)
+    return _plan(
+        needs,
+        weights,
+        kind,
+        total,
+        context_length=context_length,
+        slots=slots,
+        image_tokens=image_tokens,
+        **options,
+    )
 
 
 def _plan(
@@ -294,19 +316,31 @@ def _plan(
     *,
     context_length: int | None,
     slots: int,
+    image_tokens: int | None,
     **options: Any,
 ) -> MemoryPlan:
     context = min(context_length or architecture.context_length, architecture.context_length)
+    usable = min(total, options.get("memory_limit") or total)
+    images = _image_tokens(architecture.vision, usable // IMAGE_SHARE, image_tokens)
+    encoding = architecture.vision.nbytes(images) if architecture.vision else 0
     plan = plan_memory(
         total=total,
         weights=weights,
-        workspace=workspace(architecture, kind, context, slots),
+        workspace=max(workspace(architecture, kind, context, slots), encoding),
         layers=architecture.layers,
         context_length=context,
         slots=slots,
         **options,
     )
-    return replace(plan, advice=(*plan.advice, *_quantization_advice(plan, architecture, kind)))
+    advice = (*plan.advice, *_quantization_advice(plan, architecture, kind))
+    return replace(plan, image_tokens=images, advice=advice)
+
+
+def _image_tokens(tower: VisionTower | None, nbytes: int, wanted: int | None) -> int:
+    """Tokens of the largest image: as many as are wanted, or else as can be encoded in so many bytes."""
+    if tower is None:
+        return 0
+    return tower.affordable(nbytes) if wanted is None else min(wanted, tower.max_tokens)
 
 
 def _quantization_advice(plan: MemoryPlan, architecture: Architecture, kind: DeviceKind) -> Iterator[str]:

@@ -11,6 +11,7 @@ from jackfield.engine.thread import Engine
 from jackfield.errors import InvalidRequestError, ModelNotFoundError
 from jackfield.models.fim import FillInTheMiddle, fill_in_the_middle
 from jackfield.models.tokenizer import Tokenizer
+from jackfield.vision.reader import ImageReader
 
 
 @dataclass
@@ -24,6 +25,8 @@ class ServedModel:
     vocabulary: int
     defaults: Mapping[str, Any]
     """What the model's authors advise in ``generation_config.json``."""
+    images: ImageReader | None = None
+    """Reads images, if the model does."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

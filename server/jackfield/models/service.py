@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from jackfield.engine.blocks import stateful
 from jackfield.engine.disk_cache import DiskCache, identity_of
+from jackfield.engine.images import ImageEncoder
 from jackfield.engine.memory import MemoryGuard
 from jackfield.engine.pace import PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
@@ -32,6 +33,9 @@ from jackfield.models.plan import CONTEXT_STEP, MemoryPlan, plan_network
 from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
+from jackfield.vision import decoding
+from jackfield.vision.processor import ImageProcessor, processor_for
+from jackfield.vision.reader import ImageLimits, ImageReader
 
 DISK_CACHE_BYTES = 10 * 10**9
 DISK_CACHE_SHARE = 10
@@ -68,7 +72,25 @@ async def open_model(
         context_length=load.plan.context_length,
         vocabulary=load.vocabulary,
         defaults=read_json(folder / "generation_config.json"),
+        images=_image_reader(load.images, tokenizer, settings, tell),
     )
+
+
+def _image_reader(
+    processor: ImageProcessor | None, tokenizer: Tokenizer, settings: Settings, tell: Tell
+) -> ImageReader | None:
+    """Reads images as far as the settings allow; None if the model, or its tokenizer, does not know any."""
+    if processor is None:
+        return None
+    if len(tokenizer.encode(processor.expand(processor.placeholder, [1]), special=False)) != 3:
+        tell(f"Images are refused: this model's tokenizer does not have {processor.placeholder} and its companions.")
+        return None
+    if not decoding.available():
+        tell("Images are refused as long as Pillow is missing: pip install 'jackfield[vision]'.")
+    limits = ImageLimits(
+        settings.max_images, settings.max_image_bytes, settings.max_image_pixels, settings.allow_remote_images
+    )
+    return ImageReader(processor, limits)
 
 
 def model_id(name: str) -> str:
@@ -91,6 +113,8 @@ class SchedulerLoader:
         self._disk: DiskCache | None = None
         self.plan: MemoryPlan
         self.vocabulary: int
+        self.images: ImageProcessor | None = None
+        """How the model wants images, if it reads any."""
 
     def __call__(self, fresh: bool = False) -> Scheduler:
         """Load the model, or take it over from the thread before, unless it is to be read from disk afresh.
@@ -102,7 +126,8 @@ class SchedulerLoader:
         if self._network is not None:
             self._clean_up(fresh=fresh)
         network = self._network = self._network or self._read()
-        runner = Runner(network.model, kv_bits=self._settings.kv_bits)
+        encoder = ImageEncoder(network.model, self.images.own) if self.images else None
+        runner = Runner(network.model, kv_bits=self._settings.kv_bits, images=encoder)
         self.vocabulary = runner.vocabulary
         self._disk = self._disk or self._open_disk(runner, network.dtype)
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
@@ -134,6 +159,8 @@ class SchedulerLoader:
         self.plan = self._plan(network)
         for line in self.plan.lines():
             self._tell(line)
+        own = processor_for(network.model, network.config)
+        self.images = ImageProcessor(own, self.plan.image_tokens) if own else None
         return network
 
     def _prepare(self, *, model: nn.Module, config: dict[str, Any], device: Device) -> nn.Module:
@@ -151,6 +178,7 @@ class SchedulerLoader:
             kv_bits=settings.kv_bits,
             prefix_cache=settings.prefix_cache_bytes,
             memory_limit=settings.memory_limit,
+            image_tokens=settings.max_image_tokens,
         )
         if plan.fits:
             return plan

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from jackfield.protocol.base import AnswerModel, Integral, JsonObject, Unsupported, refusal
-from jackfield.protocol.content import RefusalPart, TextPart
+from jackfield.protocol.content import ContentPart, ImagePart, ImageUrl, RefusalPart, TextPart
 from jackfield.protocol.formats import ResponseFormat
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.logprobs import ChatLogprobs
@@ -82,10 +82,20 @@ class ChatCompletionRequest(SamplingRequest):
 
     def media(self) -> Iterator[tuple[str, str]]:
         """Every content part that is not text, as its path in the request and its type."""
+        for path, part in self._parts():
+            if not isinstance(part, TextPart | RefusalPart):
+                yield path, part.type
+
+    def images(self) -> Iterator[tuple[str, ImageUrl]]:
+        """Every image, in order, with its path in the request."""
+        for path, part in self._parts():
+            if isinstance(part, ImagePart):
+                yield path, part.image_url
+
+    def _parts(self) -> Iterator[tuple[str, ContentPart]]:
         for i, message in enumerate(self.messages):
             for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
-                if not isinstance(part, TextPart | RefusalPart):
-                    yield f"messages.{i}.content.{j}", part.type
+                yield f"messages.{i}.content.{j}", part
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> Self:

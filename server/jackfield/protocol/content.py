@@ -21,11 +21,14 @@ class RefusalPart(TolerantModel):
     refusal: str
 
 
+Detail = Literal["auto", "low", "high"]
+
+
 class ImageUrl(TolerantModel):
     """Where the image is: an address or a ``data:`` URL."""
 
     url: str
-    detail: str | None = None
+    detail: Detail | None = None
 
 
 class ImagePart(TolerantModel):
