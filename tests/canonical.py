@@ -6,11 +6,18 @@ from typing import Any
 Schema = dict[str, Any]
 
 PROSE = {"title", "description", "default", "examples", "discriminator", "$comment", "$defs"}
-ACROSS_FIELDS = {"allOf", "if", "then"}
+ACROSS_FIELDS = {"allOf", "if", "then", "not"}
 """Rules between fields; ``test_protocol.py`` compares those by what they accept."""
 NUMBER = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 KEYWORDS = {
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
+    "object": (
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "propertyNames",
+        "maxProperties",
+    ),
     "array": ("items", "minItems", "maxItems"),
     "string": ("enum", "const", "minLength", "maxLength", "pattern"),
     "integer": NUMBER,
@@ -55,10 +62,13 @@ def _object(schema: Schema, resolve: Callable[[Schema], Schema]) -> Schema:
         [(pattern, others)] = patterns.items()
         keys = {"pattern": pattern}
     return {
-        "properties": {name: canonical(member, resolve) for name, member in schema.get("properties", {}).items()},
+        "properties": {
+            name: canonical(member, resolve) for name, member in sorted(schema.get("properties", {}).items())
+        },
         "required": sorted(schema.get("required", [])),
         "additionalProperties": others if isinstance(others, bool) else canonical(others, resolve),
         "propertyNames": keys,
+        "maxProperties": schema.get("maxProperties"),
     }
 
 

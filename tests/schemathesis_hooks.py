@@ -1,24 +1,32 @@
 """What ``test_schemathesis`` changes in the requests that Schemathesis makes up; loaded by its command line."""
 
+import json
 import os
+from functools import cache
 from typing import Any
+from urllib.request import Request, urlopen
 
 import schemathesis
 
 MODEL = os.environ["SCHEMATHESIS_MODEL"]
+URL = os.environ["SCHEMATHESIS_URL"]
+LIMITS = {"completions": "max_tokens", "infill": "n_predict", "responses": "max_output_tokens"}
+"""What limits an answer's tokens, by the end of the path."""
 
 
 @schemathesis.hook
 def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kwargs: dict[str, Any]) -> None:
-    """Ask for a model that is there, short answers and time enough; what is wrong with a request stays wrong."""
+    """Ask for what is there, short answers and time enough; what is wrong with a request stays wrong."""
+    if str((case.path_parameters or {}).get("response_id", "")).startswith("resp_"):
+        case.path_parameters["response_id"] = stored_response() if case.method == "DELETE" else kept_response()
     body = case.body
     if not isinstance(body, dict):
         return
     if isinstance(body.get("model"), str) and body["model"]:
         body["model"] = MODEL
-    if not case.path.endswith(("completions", "infill")):
+    limit = LIMITS.get(case.path.rpartition("/")[2])
+    if limit is None:
         return
-    limit = "n_predict" if case.path.endswith("infill") else "max_tokens"
     body.setdefault(limit, 2)
     if body[limit] in (None, -1) or (is_integer(body[limit]) and body[limit] > 2):
         body[limit] = 2
@@ -27,6 +35,18 @@ def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kw
     for name in ("n", "n_cmpl", "best_of"):
         if is_integer(body.get(name)) and 2 < body[name] <= 128:
             body[name] = 2
+
+
+@cache
+def kept_response() -> str:
+    return stored_response()
+
+
+def stored_response() -> str:
+    """The id of a response that has just been stored."""
+    body = {"model": MODEL, "input": "Hi", "max_output_tokens": 1, "store": True}
+    with urlopen(Request(f"{URL}/v1/responses", json.dumps(body).encode())) as answer:
+        return str(json.load(answer)["id"])
 
 
 def is_number(value: object) -> bool:

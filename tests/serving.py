@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,18 +42,19 @@ class Server:
 
 @contextmanager
 def serve(model: Path | str, *flags: str, **environment: str) -> Iterator[Server]:
-    """Run ``jackfield serve`` on a free port until the context ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **DEFAULTS, **environment},
-    )
+    """Run ``jackfield serve`` on a free port until the context ends; what it stores ends with it."""
     log: list[str] = []
-    try:
-        yield _wait_until_serving(process, log)
-    finally:
-        stop(process)
+    with tempfile.TemporaryDirectory(prefix="jackfield-data-") as data:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **DEFAULTS, "JACKFIELD_DATA_DIR": data, **environment},
+        )
+        try:
+            yield _wait_until_serving(process, log)
+        finally:
+            stop(process)
 
 
 def stop(process: subprocess.Popen[str]) -> None:

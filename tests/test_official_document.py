@@ -15,6 +15,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
+from jackfield.api.responses.output import Numbered, Output
+from jackfield.choice import Delta
+from jackfield.protocol.errors import ErrorDetails
+from jackfield.protocol.responses.events import ErrorEvent
+from jackfield.text.pieces import CallArguments, CallEnd, CallStart, Thought
 from serving import Server
 
 TOOL = {
@@ -49,10 +54,53 @@ STREAMS: dict[str, dict[str, Any]] = {
     "usage at the end": {"include_usage": True},
     "usage all along": {"include_usage": True, "continuous_usage_stats": True},
 }
+FUNCTION = {"type": "function", "name": "paint", "parameters": TOOL["function"]["parameters"]}
+RESPONSES: dict[str, dict[str, Any]] = {
+    "plain": {"instructions": "Be brief.", "metadata": {"a": "b"}},
+    "logprobs": {"include": ["message.output_text.logprobs"], "top_logprobs": 3},
+    "tool demanded": {"tools": [FUNCTION], "tool_choice": "required", "max_output_tokens": 100},
+    "tool named": {"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "paint"}, "max_output_tokens": 100},
+    "tool allowed": {
+        "tools": [FUNCTION, {"type": "web_search"}],
+        "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "paint"}]},
+    },
+    "namespace": {"tools": [{"type": "namespace", "name": "n", "description": "N.", "tools": [FUNCTION]}]},
+    "json": {"text": {"format": {"type": "json_object"}, "verbosity": "low"}},
+    "schema": {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "boolean"}, "strict": True}}},
+    "everything ignored": {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "auto"},
+    "extension": {"jackfield": True, "priority": -5, "timeout": 30, "reasoning": {"effort": "low", "summary": "auto"}},
+}
 # The document has one schema for completions and their chunks, and no word on echoed prompts. These nulls are what
 # OpenAI itself sends.
 CHUNK_NULLS = {"choices.*.finish_reason", "usage"}
+# And what it sends of responses, of which the document says in its own examples that they are null.
+RESPONSE_NULLS = {"safety_identifier", "prompt_cache_key"}
+IN_PROGRESS_NULLS = {*RESPONSE_NULLS, "usage"}
 ECHO_NULLS = {"choices.*.logprobs.token_logprobs.0", "choices.*.logprobs.top_logprobs.0"}
+
+
+EVENTS = {
+    "response.created": "ResponseCreatedEvent",
+    "response.in_progress": "ResponseInProgressEvent",
+    "response.output_item.added": "ResponseOutputItemAddedEvent",
+    "response.output_item.done": "ResponseOutputItemDoneEvent",
+    "response.content_part.added": "ResponseContentPartAddedEvent",
+    "response.content_part.done": "ResponseContentPartDoneEvent",
+    "response.output_text.delta": "ResponseTextDeltaEvent",
+    "response.output_text.done": "ResponseTextDoneEvent",
+    "response.reasoning_text.delta": "ResponseReasoningTextDeltaEvent",
+    "response.reasoning_text.done": "ResponseReasoningTextDoneEvent",
+    "response.reasoning_summary_part.added": "ResponseReasoningSummaryPartAddedEvent",
+    "response.reasoning_summary_part.done": "ResponseReasoningSummaryPartDoneEvent",
+    "response.reasoning_summary_text.delta": "ResponseReasoningSummaryTextDeltaEvent",
+    "response.reasoning_summary_text.done": "ResponseReasoningSummaryTextDoneEvent",
+    "response.function_call_arguments.delta": "ResponseFunctionCallArgumentsDeltaEvent",
+    "response.function_call_arguments.done": "ResponseFunctionCallArgumentsDoneEvent",
+    "response.completed": "ResponseCompletedEvent",
+    "response.incomplete": "ResponseIncompleteEvent",
+    "response.failed": "ResponseFailedEvent",
+    "error": "ResponseErrorEvent",
+}
 
 
 @cache
@@ -163,6 +211,65 @@ def test_completion_chunks(tiny_server: Server, case: str, options: str) -> None
     assert bool(said[-1].get("usage")) == ("usage" in options)
 
 
+@pytest.mark.parametrize("case", RESPONSES)
+def test_responses(tiny_server: Server, case: str) -> None:
+    body = {"max_output_tokens": 30, "input": "Hi", **RESPONSES[case], "store": True}
+    status, content = post(tiny_server, "/v1/responses", {"model": tiny_server.model, **body})
+    assert status == 200, content
+    said = json.loads(content)
+    assert differences("Response", said) <= RESPONSE_NULLS
+    assert ("function_call" in {item["type"] for item in said["output"]}) == (case in ("tool demanded", "tool named"))
+    status, content = post(tiny_server, f"/v1/responses/{said['id']}", b"", "GET")
+    assert (status, json.loads(content)) == (200, said)
+
+
+@pytest.mark.parametrize("case", RESPONSES)
+def test_response_events(tiny_server: Server, case: str) -> None:
+    body = {"max_output_tokens": 30, "input": "Hi", **RESPONSES[case], "stream": True}
+    status, content = post(tiny_server, "/v1/responses", {"model": tiny_server.model, **body})
+    assert status == 200, content
+    said = [json.loads(line.removeprefix("data: ")) for line in content.decode().splitlines() if line[:5] == "data:"]
+    assert len(said) > 6
+    for event in said:
+        known = IN_PROGRESS_NULLS if "progress" in event["type"] or "created" in event["type"] else RESPONSE_NULLS
+        found = {place.removeprefix("response.") for place in differences(EVENTS[event["type"]], event)}
+        assert found <= known, event
+
+
+@pytest.mark.parametrize("summarized", [False, True])
+def test_response_events_of_a_model_that_thinks(summarized: bool) -> None:
+    output = Output(Numbered(), lambda name: (None, name), summarized=summarized, seal=True)
+    pieces = (Thought("Hm."), "So.", CallStart("paint"), CallArguments("{}"), CallEnd())
+    events = [json.loads(event.to_json()) for event in output.take(Delta(0, pieces, finish_reason="tool_calls"))]
+    assert len(events) == 16
+    for event in events:
+        assert differences(EVENTS[event["type"]], event) == set()
+
+
+def test_response_events_of_a_failure() -> None:
+    details = ErrorDetails(message="Oh.", type="server_error", param=None, code="engine_error", suggestions=[])
+    event = ErrorEvent(sequence_number=2, code="engine_error", message="Oh.", param=None, error=details)
+    assert differences("ResponseErrorEvent", json.loads(event.to_json())) == set()
+
+
+def test_input_items(tiny_server: Server) -> None:
+    items = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        {"role": "assistant", "content": "Hello."},
+        {"type": "function_call", "call_id": "c", "name": "paint", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "Done."}]},
+    ]
+    body = {"model": tiny_server.model, "max_output_tokens": 2, "input": items, "store": True}
+    name = json.loads(post(tiny_server, "/v1/responses", body)[1])["id"]
+    status, content = post(tiny_server, f"/v1/responses/{name}/input_items", b"", "GET")
+    assert status == 200
+    listed = json.loads(content)
+    assert len(listed["data"]) == 6
+    assert differences("ResponseItemList", listed) == set()
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/models"])
 def test_models(tiny_server: Server, path: str) -> None:
     status, said = post(tiny_server, path, b"", "GET")
@@ -184,6 +291,10 @@ def test_models(tiny_server: Server, path: str) -> None:
         ("/v1/chat/completions", {"model": "gpt-99", "messages": [{"role": "user", "content": "Hi"}]}, 404),
         ("/v1/completions", {"prompt": [10**9]}, 400),
         ("/v1/completions", {"prompt": []}, 400),
+        ("/v1/responses", {"input": []}, 400),
+        ("/v1/responses", {"input": "Hi", "tools": [{"type": "mcp"}], "stream": True}, 400),
+        ("/v1/responses", {"input": "Hi", "previous_response_id": "resp_1"}, 400),
+        ("/v1/responses/resp_1/cancel", {}, 404),
         ("/v1/models", {}, 405),
         ("/v1/embeddings", {}, 404),
     ],
@@ -205,3 +316,23 @@ def test_a_difference_is_seen(tiny_server: Server) -> None:
     for part in ("finish_reason", "role: 'model'", "logprobs: 'refusal' is a required", "total_tokens: '7' is not"):
         assert any(part in one for one in found)
     assert len(found) == 4
+
+
+def test_a_difference_of_a_response_is_seen(tiny_server: Server) -> None:
+    status, content = post(tiny_server, "/v1/responses", {"model": tiny_server.model, "input": "Hi", "stream": True})
+    assert status == 200
+    *_, done, last = [json.loads(line[6:]) for line in content.decode().splitlines() if line[:5] == "data:"]
+    response = last["response"]
+    response["status"] = "ended"
+    del response["tools"], response["output"][0]["content"][0]["annotations"]
+    response["usage"]["input_tokens_details"]["cached_tokens"] = "7"
+    found = differences("ResponseCompletedEvent", last)
+    for part in (
+        "status: 'ended'",
+        "'tools' is a required",
+        "'annotations' is a required",
+        "cached_tokens: '7' is not",
+    ):
+        assert any(part in one for one in found), found
+    del done["output_index"]
+    assert differences("ResponseOutputItemDoneEvent", done) == {": 'output_index' is a required property"}

@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
@@ -24,6 +25,9 @@ from jackfield.protocol.infill import InfillAnswer, InfillChunk, InfillRequest
 from jackfield.protocol.models import Model, ModelList
 from jackfield.protocol.parsing import parse
 from jackfield.protocol.plugins import PluginList
+from jackfield.protocol.responses import events
+from jackfield.protocol.responses.answer import DeletedResponse, ItemList, Response
+from jackfield.protocol.responses.request import ResponseRequest
 from jackfield.protocol.status import Health, Ready
 from jackfield.protocol.tokens import (
     ApplyTemplateRequest,
@@ -40,11 +44,27 @@ PATHS: dict[type[RequestBody], str] = {
     CompletionRequest: "completions",
     FimCompletionRequest: "fim/completions",
     InfillRequest: "infill",
+    ResponseRequest: "responses",
     TokenizeRequest: "tokenize",
     DetokenizeRequest: "detokenize",
     ApplyTemplateRequest: "apply-template",
 }
 REQUESTS = list(PATHS)
+RESPONSE_EVENTS: list[type[AnswerModel]] = [
+    events.ResponseEvent,
+    events.OutputItemEvent,
+    events.ContentPartEvent,
+    events.OutputTextDelta,
+    events.OutputTextDone,
+    events.ReasoningTextDelta,
+    events.ReasoningTextDone,
+    events.SummaryPartEvent,
+    events.SummaryTextDelta,
+    events.SummaryTextDone,
+    events.ArgumentsDelta,
+    events.ArgumentsDone,
+    events.ErrorEvent,
+]
 ANSWERS: list[type[AnswerModel]] = [
     ChatCompletion,
     ChatCompletionChunk,
@@ -52,6 +72,10 @@ ANSWERS: list[type[AnswerModel]] = [
     CompletionChunk,
     InfillAnswer,
     InfillChunk,
+    Response,
+    DeletedResponse,
+    ItemList,
+    *RESPONSE_EVENTS,
     Tokens,
     Detokenized,
     TemplateApplied,
@@ -106,7 +130,7 @@ def as_sent(schema: Schema) -> Schema:
     for member in [schema, *schema.get("$defs", {}).values()]:
         answer = classes[member["title"]]
         del member["additionalProperties"]
-        member["required"] = [*member.get("required", []), *answer.always]
+        member["required"] = list({*member.get("required", []), *answer.always})
         for name in answer.never_null:
             member["properties"][name]["anyOf"].remove({"type": "null"})
     return schema
@@ -154,12 +178,12 @@ def test_refused_fields_say_so(model: type[RequestBody]) -> None:
 
 
 def described(name: str) -> Iterator[tuple[str, Schema]]:
-    """The fields of a request and of its stream options, by dotted path."""
+    """The fields of a request and of its options for streams, text and thinking, by dotted path."""
     for field, schema in resolve({"$ref": f"#/components/schemas/{name}"})["properties"].items():
         found = resolve(schema)
         yield field, {"description": schema.get("description", ""), **found}
-        if field == "stream_options" and "properties" in found:
-            yield from ((f"stream_options.{key}", value) for key, value in found["properties"].items())
+        if field in ("stream_options", "text", "reasoning") and "properties" in found:
+            yield from ((f"{field}.{key}", value) for key, value in found["properties"].items())
 
 
 @pytest.mark.parametrize(
@@ -167,8 +191,9 @@ def described(name: str) -> Iterator[tuple[str, Schema]]:
     [
         (chat_create_params.CompletionCreateParamsBase, ChatCompletionRequest),
         (completion_create_params.CompletionCreateParamsBase, CompletionRequest),
+        (response_create_params.ResponseCreateParamsBase, ResponseRequest),
     ],
-    ids=["chat", "completions"],
+    ids=["chat", "completions", "responses"],
 )
 def test_every_official_field_has_an_answer(official: Any, ours: type[BaseModel]) -> None:
     assert official.__annotations__.keys() - ours.model_fields.keys() == set()
@@ -196,7 +221,7 @@ def section(model: type[BaseModel]) -> str:
 def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     routes = declared_routes()
     prefixed = {(method, path.removeprefix("/v1")) for method, path in routes if path.startswith("/v1/")}
-    assert len(prefixed) == 11
+    assert len(prefixed) == 16
     assert prefixed <= routes
     assert routes - prefixed - {(method, f"/v1{path}") for method, path in prefixed} == {
         ("GET", "/health"),
@@ -211,11 +236,13 @@ def test_every_error_has_the_envelope() -> None:
     for name, response in document()["components"]["responses"].items():
         schema = response["content"]["application/json"]["schema"]["$ref"]
         is_error = schema.endswith("/ErrorEnvelope")
-        answers = {answer.__name__ for answer in ANSWERS}
+        answers = {answer.__name__ for answer in ANSWERS} | {"StoredResponse"}
         assert is_error == (name not in answers)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/v1/infill"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/v1/infill", "/v1/responses"]
+)
 def test_generation_declares_its_errors(path: str) -> None:
     responses = document()["paths"][path]["post"]["responses"]
     assert {"200", "400", "404", "405", "413", "429", "503", "504", "default"} <= responses.keys()
@@ -263,16 +290,30 @@ def test_response_examples_are_what_is_sent() -> None:
                 validator(name).validate(example["value"])
                 value, answer = example["value"], answers.get(name)
                 if answer is None:
-                    value, answer = json.loads(value["data"]), chunk_of(name)
+                    value, answer = json.loads(value["data"]), chunk_of(name, json.loads(value["data"]))
                 validator(answer.__name__).validate(value)
                 assert json.loads(answer.model_validate(value).to_json()) == value
 
 
-def chunk_of(event: str) -> type[AnswerModel]:
-    data = document()["components"]["schemas"][event]["properties"]["data"]
-    *done, content = data.get("anyOf", [data])
+def chunk_of(event: str, data: dict[str, Any]) -> type[AnswerModel]:
+    if event == "ResponseStreamEvent":
+        return next(one for one in RESPONSE_EVENTS if data["type"] in types_of(one))
+    schema = document()["components"]["schemas"][event]["properties"]["data"]
+    *done, content = schema.get("anyOf", [schema])
     assert [member["const"] for member in done] == ([] if event == "InfillEvent" else ["[DONE]"])
     names = [member["$ref"].rpartition("/")[2] for member in content["contentSchema"]["anyOf"]]
     assert names[-1] == "ErrorEnvelope"
     chunks = (ChatCompletionChunk, CompletionChunk, InfillChunk)
     return {chunk.__name__: chunk for chunk in chunks}[names[0]]
+
+
+def types_of(event: type[AnswerModel]) -> tuple[str, ...]:
+    return get_args(event.model_fields["type"].annotation)
+
+
+def test_the_events_of_a_response_are_all_there_are() -> None:
+    data = document()["components"]["schemas"]["ResponseStreamEvent"]["properties"]["data"]
+    names = [member["$ref"].rpartition("/")[2] for member in data["contentSchema"]["anyOf"]]
+    assert names == [event.__name__ for event in RESPONSE_EVENTS]
+    sent = {one for one in subclasses(events.Event) if not one.__name__.startswith("_")}
+    assert sent == set(RESPONSE_EVENTS)

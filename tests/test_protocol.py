@@ -43,7 +43,8 @@ from jackfield.protocol.logprobs import ChatLogprobs, CompletionLogprobs, TokenL
 from jackfield.protocol.messages import AssistantMessage
 from jackfield.protocol.models import Model, ModelList
 from jackfield.protocol.parsing import MAX_DEPTH, parse
-from jackfield.protocol.sampling import SamplingRequest
+from jackfield.protocol.responses.request import ResponseRequest
+from jackfield.protocol.sampling import Sampling, SamplingRequest
 from jackfield.protocol.usage import Usage
 
 Body = dict[str, Any]
@@ -480,7 +481,7 @@ TEXT_REFUSALS: list[tuple[Body, str | None, str]] = [
 ]
 
 
-def refused(model: type[SamplingRequest], body: Body | bytes) -> InvalidRequestError:
+def refused(model: type[Sampling], body: Body | bytes) -> InvalidRequestError:
     with pytest.raises(InvalidRequestError) as caught:
         parse(model, body if isinstance(body, bytes) else json.dumps(body).encode())
     error = caught.value
@@ -538,7 +539,8 @@ def test_refusals_say_what_to_do(body: Body, message: str | None, suggestion: st
 def test_hints_are_for_names_that_are_not_fields() -> None:
     known = ChatCompletionRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
     assert not FOREIGN.keys() & known
-    assert OUT_OF_RANGE.keys() <= known
+    assert not ResponseRequest.hints.keys() & ResponseRequest.model_fields.keys()
+    assert OUT_OF_RANGE.keys() <= known | ResponseRequest.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -718,17 +720,80 @@ FULL_INFILL: Body = {
     "n_probs": None,
 }
 FULL: dict[type[SamplingRequest], Body] = {FimCompletionRequest: FULL_FIM, InfillRequest: FULL_INFILL}
+FUNCTION: Body = {"type": "function", **TOOL["function"], "strict": None}
+FULL_RESPONSE: Body = {
+    "model": "m",
+    "input": [
+        {"role": "developer", "content": "Be brief.", "id": None},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}], "status": "completed"},
+        {"role": "user", "content": [{"type": "input_image", "image_url": "data:", "file_id": None, "detail": "auto"}]},
+        {"role": "user", "content": [{"type": "input_file", "file_data": "x", "file_url": None, "filename": "a"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "a"}, {"type": "refusal", "refusal": "b"}]},
+        {
+            "type": "reasoning",
+            "id": "rs",
+            "summary": [{"type": "summary_text", "text": "a"}],
+            "content": [{"type": "reasoning_text", "text": "b"}],
+            "encrypted_content": None,
+        },
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "namespace": None},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "a"}]},
+        {"type": "function_call_output", "call_id": "d", "output": "b", "id": "fco"},
+        {"type": "web_search_call", "id": "ws"},
+        {"type": "item_reference", "id": "msg"},
+    ],
+    "instructions": "Be brief.",
+    "previous_response_id": None,
+    "store": True,
+    "metadata": {"a": "b"},
+    "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
+    "max_output_tokens": 16,
+    "top_logprobs": 2,
+    "tools": [
+        FUNCTION,
+        {"type": "namespace", "name": "n", "description": None, "tools": [FUNCTION]},
+        {"type": "web_search"},
+    ],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "get_weather"}]},
+    "parallel_tool_calls": True,
+    "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto", "generate_summary": None, "context": None, "mode": None},
+    "truncation": "auto",
+    "chat_template_kwargs": {"a": 1},
+    **{name: FULL_CHAT[name] for name in Sampling.model_fields if name not in ("model", "stream")},
+    "stream": True,
+    "stream_options": {"include_obfuscation": False, "reasoning_summary_delivery": None},
+    "access_programs": {},
+    "client_metadata": {"a": "b"},
+    "image": {},
+    "max_tool_calls": 1,
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {},
+    "prompt_cache_retention": "24h",
+    "safety_identifier": "s",
+    "service_tier": "auto",
+    "user": "u",
+    "background": False,
+    "background_options": None,
+    "context_management": None,
+    "conversation": None,
+    "moderation": None,
+    "prompt": None,
+}
 SAID_IN_PROSE = {
     ("best_of", "unsupported_value"),
     ("logprobs", "unsupported_value"),
     ("tool_choice.function.name", "invalid_value"),
     ("regex", "invalid_value"),
     ("grammar", "invalid_value"),
+    ("tool_choice", "invalid_value"),
+    ("tool_choice.name", "invalid_value"),
+    ("tool_choice.tools.0.name", "invalid_value"),
 }
 """Rules that a JSON Schema cannot say; ``openapi.yaml`` says them in its description."""
 
 
-def verdict(model: type[SamplingRequest], body: Any) -> tuple[str | None, str | None] | None:
+def verdict(model: type[Sampling], body: Any) -> tuple[str | None, str | None] | None:
     """None when the body is accepted, else the param and code of the refusal."""
     try:
         parse(model, json.dumps(body).encode())
@@ -738,7 +803,7 @@ def verdict(model: type[SamplingRequest], body: Any) -> tuple[str | None, str | 
     return None
 
 
-def compare(model: type[SamplingRequest], body: Any) -> None:
+def compare(model: type[Sampling], body: Any) -> None:
     """The document and the models accept the same."""
     refusal = verdict(model, body)
     problem = next(validator(model.__name__).iter_errors(body), None)
@@ -773,11 +838,14 @@ def mutations(body: Body, fields: list[str]) -> st.SearchStrategy[Body]:
 
 CHAT_MUTATIONS = mutations(FULL_CHAT, [*ChatCompletionRequest.model_fields, "unknown"])
 TEXT_MUTATIONS = mutations(FULL_TEXT, [*CompletionRequest.model_fields, "unknown"])
+RESPONSE_MUTATIONS = mutations(FULL_RESPONSE, [*ResponseRequest.model_fields, "unknown"])
 
 
 def test_the_full_bodies_use_every_field() -> None:
     assert FULL_CHAT.keys() == ChatCompletionRequest.model_fields.keys()
     assert FULL_TEXT.keys() == CompletionRequest.model_fields.keys()
+    assert FULL_RESPONSE.keys() == ResponseRequest.model_fields.keys()
+    assert verdict(ResponseRequest, FULL_RESPONSE) is None
     assert verdict(ChatCompletionRequest, FULL_CHAT) is None
     assert verdict(CompletionRequest, FULL_TEXT) is None
 
@@ -830,6 +898,26 @@ def test_the_document_accepts_what_chat_accepts_anywhere(body: Body) -> None:
 @given(TEXT_MUTATIONS)
 def test_the_document_accepts_what_completions_accept_anywhere(body: Body) -> None:
     compare(CompletionRequest, body)
+
+
+@pytest.mark.parametrize("name", FULL_RESPONSE)
+def test_the_document_accepts_what_responses_accept(name: str) -> None:
+    compare(ResponseRequest, changed(FULL_RESPONSE, (name,), ...))
+    for value in TELLING:
+        compare(ResponseRequest, changed({"model": "m", "input": "hi"}, (name,), value))
+
+
+@settings(max_examples=300, deadline=None)
+@given(RESPONSE_MUTATIONS)
+@example(changed(FULL_RESPONSE, ("input", 0, "type"), None))
+@example(changed(FULL_RESPONSE, ("input", 0), {"id": "x", "role": "robot", "content": "hi"}))
+@example(changed(FULL_RESPONSE, ("input", 0), {"type": "item_reference", "id": "x", "role": "robot"}))
+@example(changed(FULL_RESPONSE, ("input", 0), {"type": "message", "id": "x"}))
+@example(changed(FULL_RESPONSE, ("tools",), []))
+@example(changed(FULL_RESPONSE, ("tools",), ...))
+@example(changed(FULL_RESPONSE, ("stream",), False))
+def test_the_document_accepts_what_responses_accept_anywhere(body: Body) -> None:
+    compare(ResponseRequest, body)
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from jackfield.engine.request import FinishEvent
+from jackfield.protocol.responses.items import unsealed
 from jackfield.text.pieces import message
 from jackfield.text.reasoning import ThinkingParser, ThinkingTags
 from scripted_engine import Stage, staged
@@ -124,3 +125,29 @@ def test_thoughts_hold_no_calls(stage: Stage) -> None:
     whole, _, _ = ask(stage, f"<think>\nI could write {call}.\n</think>\n\n{call}", tools=tools)
     assert [one["function"]["name"] for one in whole["tool_calls"]] == ["now"]
     assert call in whole["reasoning"]
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+def test_thoughts_are_items_of_responses(stage: Stage, summary: str | None) -> None:
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    stage.engine.scripts = [stage.script(f"{THOUGHT}\n{call}", FinishEvent("stop")) for _ in range(2)]
+    common = {
+        "model": "actor",
+        "input": "Hi",
+        "tools": [{"type": "function", "name": "now"}],
+        "reasoning": {"effort": "high", "summary": summary},
+        "include": ["reasoning.encrypted_content"],
+    }
+    with OpenAI(base_url=f"{stage.url}/v1", api_key="any", max_retries=0, _strict_response_validation=True) as client:
+        whole = client.responses.create(**common)
+        events = list(client.responses.create(**common, stream=True))
+    for response in (whole, events[-1].response):
+        assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+        thoughts = response.output[0]
+        assert unsealed(thoughts.encrypted_content) == "What could 1 < 2 mean?\nHm."
+        assert ((thoughts.summary if summary else thoughts.content) or [])[0].text == "What could 1 < 2 mean?\nHm."
+        assert bool(thoughts.summary) == (summary is not None)
+        assert response.output_text == "It means: less."
+        assert response.usage.output_tokens_details.reasoning_tokens > 5
+    kind = "response.reasoning_summary_text.delta" if summary else "response.reasoning_text.delta"
+    assert "".join(event.delta for event in events if event.type == kind) == "What could 1 < 2 mean?\nHm."

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 from typing import Any
 
 import pytest
@@ -19,6 +20,11 @@ SAMPLES = {
     ("POST", "/completions"): {"prompt": "Hi", "max_tokens": 1},
     ("POST", "/fim/completions"): {"prompt": "Hi", "max_tokens": 1},
     ("POST", "/infill"): {"input_prefix": "Hi", "input_suffix": "", "n_predict": 1},
+    ("POST", "/responses"): {"input": "Hi", "max_output_tokens": 1},
+    ("GET", "/responses/{response_id}"): None,
+    ("DELETE", "/responses/{response_id}"): None,
+    ("POST", "/responses/{response_id}/cancel"): None,
+    ("GET", "/responses/{response_id}/input_items"): None,
     ("POST", "/tokenize"): {"prompt": "Hi"},
     ("POST", "/detokenize"): {"tokens": [1, 2]},
     ("POST", "/apply-template"): {"messages": [{"role": "user", "content": "Hi"}]},
@@ -45,7 +51,7 @@ def served_routes() -> set[tuple[str, str]]:
     for route in app.routes:
         assert isinstance(route, Route)
         assert route.methods is not None
-        served |= {(method, route.path.replace(":path}", "}")) for method in route.methods}
+        served |= {(method, re.sub(":[^}]*}", "}", route.path)) for method in route.methods}
     return served
 
 
@@ -69,11 +75,19 @@ def paths() -> set[str]:
 def test_routes_answer_with_and_without_the_prefix(tiny_server: Server, method: str, path: str) -> None:
     body = SAMPLES[method, path]
     body = body and {**body, "model": tiny_server.model}
-    replies = [
-        answer(tiny_server, method, prefix + path.replace("{model}", tiny_server.model), body) for prefix in ("/v1", "")
-    ]
-    assert [status for status, _, _ in replies] == [200, 200]
+    replies = [answer(tiny_server, method, prefix + real(tiny_server, path), body) for prefix in ("/v1", "")]
+    # Nothing runs in the background that could be cancelled.
+    assert [status for status, _, _ in replies] == [400 if path.endswith("/cancel") else 200] * 2
     assert len({said.get("object", tuple(said)) for _, _, said in replies}) == 1
+
+
+def real(server: Server, path: str) -> str:
+    """The path of something that is there."""
+    if "{response_id}" not in path:
+        return path.replace("{model}", server.model)
+    body = {"model": server.model, "input": "Hi", "max_output_tokens": 1, "store": True}
+    _, _, said = answer(server, "POST", "/v1/responses", body)
+    return path.replace("{response_id}", said["id"])
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
@@ -97,8 +111,11 @@ def test_nothing_there_is_told_in_the_envelope(tiny_server: Server, method: str,
 
 @pytest.mark.parametrize(("right", "path"), sorted(r for r in declared_routes() if r[0] != "HEAD"), ids=str)
 def test_a_wrong_method_is_told_in_the_envelope(tiny_server: Server, right: str, path: str) -> None:
-    for wrong in {"GET", "POST", "PUT", "DELETE", "PATCH"} - {right}:
-        status, headers, said = answer(tiny_server, wrong, path.replace("{model}", "any"))
+    for wrong in {"GET", "POST", "PUT", "DELETE", "PATCH"} - {
+        method for method, one in declared_routes() if one == path
+    }:
+        there = path.replace("{model}", "any").replace("{response_id}", "resp_any")
+        status, headers, said = answer(tiny_server, wrong, there)
         assert status == 405
         validator("ErrorEnvelope").validate(said)
         assert wrong in said["error"]["message"]

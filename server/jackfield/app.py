@@ -1,6 +1,7 @@
 """The table of contents: routes, middleware, and what becomes of errors."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,8 @@ from jackfield.api.infill import infill
 from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models
 from jackfield.api.plugins import list_plugins
+from jackfield.api.responses.create import create_response
+from jackfield.api.responses.stored import cancel_response, input_items, stored_response
 from jackfield.api.status import health, ready
 from jackfield.api.tokens import apply_template, detokenize, tokenize, tokenizer_info
 from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
@@ -41,6 +44,10 @@ _API = [
     ("/completions", completions, "POST"),
     ("/infill", infill, "POST"),
     ("/fim/completions", fim_completions, "POST"),
+    ("/responses", create_response, "POST"),
+    ("/responses/{response_id:response}", stored_response, "GET DELETE"),
+    ("/responses/{response_id:response}/cancel", cancel_response, "POST"),
+    ("/responses/{response_id:response}/input_items", input_items, "GET"),
     ("/tokenize", tokenize, "POST"),
     ("/detokenize", detokenize, "POST"),
     ("/apply-template", apply_template, "POST"),
@@ -51,7 +58,7 @@ _API = [
 ]
 
 routes = [
-    *(Route(prefix + path, endpoint, methods=[method]) for prefix in ("/v1", "") for path, endpoint, method in _API),
+    *(Route(prefix + path, endpoint, methods=m.split()) for prefix in ("/v1", "") for path, endpoint, m in _API),
     Route("/health", health),
     Route("/ready", ready),
     Route("/metrics", metrics),
@@ -127,7 +134,7 @@ def _clash(plugged: BaseRoute) -> str | None:
     """What of Jackfield's own a plugin's route would take over, or never get because of it."""
     for route in routes:
         for method in sorted(route.methods or ()):
-            if _matches(plugged, method, route.path.replace("{model:path}", "any")):
+            if _matches(plugged, method, re.sub("{[^}]*}", "any", route.path)):
                 return f"{method} {route.path}"
             for served in _served(plugged):
                 own_method, _, path = served.rpartition(" ")

@@ -17,6 +17,7 @@ from jackfield.choice import Delta
 from jackfield.errors import ConfigurationError, UnavailableError
 from jackfield.events import Event, EventBus
 from jackfield.exchange import Exchange, new_request_id
+from jackfield.folders import data_dir
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import ChatMessage, JsonObject, RequestInfo
 from jackfield.hooks.discovery import given
@@ -29,6 +30,7 @@ from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.response_store import ResponseStore
 from jackfield.settings import Settings
 from jackfield.tools.formats import AUTO, HERMES, NAMES, CallFormat, format_of, named
 from jackfield.vision.pictures import Pictures
@@ -49,6 +51,9 @@ class Host:
         self.hooks = hooks
         self.events = events
         self.url = ""
+        self.responses = ResponseStore(
+            data_dir(), max_bytes=settings.stored_responses_bytes, max_days=settings.stored_responses_days
+        )
         self.backends = hooks.backends(self.server, [OWN])
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
@@ -67,6 +72,7 @@ class Host:
             if plugin.state == "disabled":
                 # While the model was prepared, when nobody could hear of it yet.
                 self._tell_disabled(plugin, plugin.errors[-1] if plugin.errors else "")
+        await self.responses.forget_old()
         await self.hooks.startup(self.server)
         for model in self.registry:
             self.emit(Event("model_loaded", "info", f"{model.id} is ready.", model.id))

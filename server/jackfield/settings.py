@@ -86,6 +86,12 @@ class Settings(BaseModel):
     """Tokens of an image; by default as many as the model takes, and a tenth of the memory can encode."""
     allow_remote_images: bool = False
     """Whether images are fetched from public servers that requests name."""
+    store_responses: bool = False
+    """Store what `/v1/responses` answers to requests that do not say ``store``, as OpenAI does."""
+    stored_responses_bytes: Size = 256 << 20
+    """How much of it is kept; what has not been used for longest goes first. 0 for none."""
+    stored_responses_days: Annotated[float, Field(gt=0)] = 30.0
+    """How long it is kept after it was last used."""
     cache_dir: Path = Path(platformdirs.user_cache_dir("jackfield"))
     """Where fetched and converted models are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -21,6 +21,7 @@ SCOPES = {
     "/infill": "inference",
     "/fim/completions": "inference",
     "/models": "inference",
+    "/responses": "inference",
     "/tokenize": "inference",
     "/detokenize": "inference",
     "/apply-template": "inference",
@@ -28,6 +29,8 @@ SCOPES = {
     "/metrics": "metrics",
 }
 """What a key must be for; everything else needs ``admin``, which stands for all of them."""
+FAMILIES = ("/models", "/responses")
+"""Paths whose scope is also that of the paths below them."""
 
 _SANE = re.compile(r"[\x21-\x7e]{1,128}")
 """A client's own id goes into logs and headers, so it must be short and visible."""
@@ -82,7 +85,7 @@ def _is_open(scope: Scope, connection: HTTPConnection) -> bool:
 def _scope(path: str) -> str:
     """The scope that a path needs."""
     path = path.removeprefix("/v1")
-    return SCOPES.get("/models" if path.startswith("/models/") else path, "admin")
+    return SCOPES.get(next((family for family in FAMILIES if path.startswith(f"{family}/")), path), "admin")
 
 
 def _request_id(connection: HTTPConnection) -> str:

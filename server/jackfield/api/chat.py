@@ -9,13 +9,13 @@ from starlette.responses import Response
 from jackfield.answer import Answer
 from jackfield.api.choices import ChoicesReply
 from jackfield.api.conversation import Conversation
+from jackfield.api.logprobs import token_logprob
 from jackfield.api.reply import respond
 from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
 from jackfield.exchange import Exchange
 from jackfield.host import Host
 from jackfield.models.registry import ServedModel
-from jackfield.models.tokenizer import Tokenizer
 from jackfield.protocol.chat import (
     ChatChoice,
     ChatChunkChoice,
@@ -29,7 +29,7 @@ from jackfield.protocol.chat import (
     ToolCall,
     ToolCallDelta,
 )
-from jackfield.protocol.logprobs import ChatLogprobs, TokenLogprob, TopLogprob
+from jackfield.protocol.logprobs import ChatLogprobs
 from jackfield.text.pieces import Call, CallArguments, CallStart, Piece, Thought, message
 
 
@@ -117,23 +117,8 @@ class _ChatReply(ChoicesReply[ChatCompletionRequest]):
         if not self.asked.logprobs:
             return None
         top = self.asked.top_logprobs or 0
-        return ChatLogprobs(content=[_token_logprob(token, top, self.model.tokenizer) for token in tokens])
+        return ChatLogprobs(content=[token_logprob(token, top, self.model.tokenizer) for token in tokens])
 
 
 def _tool_call(call: Call) -> ToolCall:
     return ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
-
-
-def _token_logprob(token: TokenEvent, top_logprobs: int, tokenizer: Tokenizer) -> TokenLogprob:
-    text, data = _token_text(token.id, tokenizer)
-    top = []
-    # There may be more, for plugins.
-    for other, logprob in token.top[:top_logprobs]:
-        other_text, other_data = _token_text(other, tokenizer)
-        top.append(TopLogprob(token=other_text, logprob=logprob, bytes=other_data))
-    return TokenLogprob(token=text, logprob=token.logprob or 0.0, bytes=data, top_logprobs=top)
-
-
-def _token_text(token: int, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    data = tokenizer.token_bytes(token)
-    return data.decode("utf-8", "replace"), list(data)

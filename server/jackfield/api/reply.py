@@ -25,6 +25,7 @@ from jackfield.protocol.base import AnswerModel, JsonObject
 from jackfield.text.pieces import Piece
 
 Asked = TypeVar("Asked", bound=Asking)
+Whole = TypeVar("Whole", bound=AnswerModel)
 
 
 class Reply(ABC, Generic[Asked]):
@@ -107,7 +108,7 @@ class Reply(ABC, Generic[Asked]):
             async for part in parts:
                 yield await self._transformed_delta(part) if isinstance(part, Delta) else part
 
-    async def transformed(self, whole: AnswerModel) -> AnswerModel:
+    async def transformed(self, whole: Whole) -> Whole:
         """The whole answer as plugins have it."""
         hooks = self.exchange.hooks
         if not hooks.has("transform_response"):

@@ -19,9 +19,10 @@ PROGRESS_SECONDS = 1.0
 """A long prompt's progress goes out as a comment this often; clients skip comments but see that the server lives."""
 
 
-def event(data: AnswerModel) -> bytes:
-    """One event."""
-    return b"data: " + data.to_json() + b"\n\n"
+def event(data: AnswerModel, name: str = "") -> bytes:
+    """One event, with its name where the dialect has names for them."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + data.to_json() + b"\n\n"
 
 
 def comment(text: str) -> bytes:

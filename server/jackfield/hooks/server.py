@@ -1,14 +1,12 @@
 """What a plugin may do with the server that it is plugged into."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
-
 from jackfield.events import Event
+from jackfield.folders import data_dir
 from jackfield.hooks.data import ChatMessage
 
 
@@ -59,6 +57,6 @@ def plugin_data_dir(name: str) -> Path:
 
     It is ``plugins/NAME`` in ``JACKFIELD_DATA_DIR``, or in the user's folder for such data.
     """
-    folder = Path(os.environ.get("JACKFIELD_DATA_DIR") or platformdirs.user_data_dir("jackfield")) / "plugins" / name
+    folder = data_dir() / "plugins" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -22,6 +22,8 @@ class RequestBody(RequestModel):
 
     ignored_on_purpose: ClassVar[Mapping[str, str]] = {}
     """Fields that change nothing here, by name, and why."""
+    hints: ClassVar[Mapping[str, str]] = {}
+    """What to do instead of sending fields that other endpoints or servers know."""
 
     def ignored(self) -> dict[str, str]:
         """The fields of this request that change nothing, and why: to be logged once."""
@@ -110,11 +112,12 @@ class Unsupported(_Checked):
     """A field of the official API that is not supported here: anything but ``null`` (or ``harmless``) is refused."""
 
     suggestion: str
-    harmless: tuple[str, ...] = ()
+    harmless: tuple[str | bool, ...] = ()
 
     def check(self, value: Any) -> Any:
         """Refuse whatever is set."""
-        if value is None or value in self.harmless:
+        # 0 equals False, and is another thing in JSON.
+        if value is None or (type(value), value) in [(type(one), one) for one in self.harmless]:
             return value
         raise refusal("unsupported_parameter", "'{param}' is not supported here.", suggestions=(self.suggestion,))
 

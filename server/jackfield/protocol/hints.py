@@ -53,6 +53,7 @@ OUT_OF_RANGE: Mapping[str, str] = {
     "timeout": "It is in seconds, up to a day; leave it out to wait as long as it takes.",
     "max_tokens": _LEFT,
     "max_completion_tokens": _LEFT,
+    "max_output_tokens": _LEFT,
     "top_p": "For the most likely token at every step send 'temperature': 0.",
     "top_k": "Send 0 or -1 to keep all tokens.",
 }

@@ -29,7 +29,8 @@ def validate(model_class: type[T], document: dict[str, Any]) -> T:
     try:
         return model_class.model_validate(document)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False)[0], tuple(model_class.model_fields)) from None
+        hints = {**FOREIGN, **getattr(model_class, "hints", {})}
+        raise _explain(error.errors(include_url=False)[0], tuple(model_class.model_fields), hints) from None
 
 
 def load(body: bytes) -> dict[str, Any]:
@@ -123,25 +124,27 @@ def _too_deep() -> InvalidRequestError:
     return _not_json(f"The request body is nested more than {MAX_DEPTH} levels deep.", "Flatten it.")
 
 
-def _explain(error: ErrorDetails, fields: Iterable[str]) -> InvalidRequestError:
+def _explain(error: ErrorDetails, fields: Iterable[str], hints: Mapping[str, str]) -> InvalidRequestError:
     """The first error that pydantic found, in words that say what to do."""
     context: dict[str, Any] = error.get("ctx", {})
     param = _dotted((*_visible(error["loc"]), *filter(None, [context.get("at")])))
-    code, message, suggestions = _words(error, context, param, fields)
+    code, message, suggestions = _words(error, context, param, fields, hints)
     return InvalidRequestError(message, param=param or None, code=code, suggestions=suggestions)
 
 
 Words = tuple[str, str, tuple[str, ...]]
 
 
-def _words(error: ErrorDetails, context: Mapping[str, Any], param: str, fields: Iterable[str]) -> Words:
+def _words(
+    error: ErrorDetails, context: Mapping[str, Any], param: str, fields: Iterable[str], hints: Mapping[str, str]
+) -> Words:
     kind, value = error["type"], error["input"]
     if kind in _LIMITS:
         return _limit_words(kind, context, param, value)
     if kind == "expected" or kind in _EXPECTED:
         return _type_words(_EXPECTED.get(kind, error["msg"]), param, value)
     if kind == "extra_forbidden":
-        return _unknown_words(param, fields if len(error["loc"]) == 1 else ())
+        return _unknown_words(param, fields if len(error["loc"]) == 1 else (), hints)
     if kind == "unknown_tag":
         return _choice_words(param, context["tag"], context["known"])
     if kind == "literal_error":
@@ -204,9 +207,9 @@ def _limit_words(kind: str, context: Mapping[str, Any], param: str, value: Any) 
     return f"{noun}_{code}", message.format(_number(value)), (hint,) if hint else ()
 
 
-def _unknown_words(param: str, fields: Iterable[str]) -> Words:
+def _unknown_words(param: str, fields: Iterable[str], hints: Mapping[str, str]) -> Words:
     near = get_close_matches(param, list(fields), n=1)
-    hint = FOREIGN.get(param) or (f"Did you mean '{near[0]}'?" if near else "Leave it out.")
+    hint = hints.get(param) or (f"Did you mean '{near[0]}'?" if near else "Leave it out.")
     return "unknown_parameter", f"Unknown parameter: '{param}'.", (hint,)
 
 

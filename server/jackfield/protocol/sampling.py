@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import Integral, Text, by_kind, refusal
@@ -26,14 +27,11 @@ Stop = Annotated[
 ]
 
 
-class SamplingRequest(Asking):
-    """What a request for a completion of any kind may say; ``None`` everywhere means that the client did not say."""
+class Sampling(Asking):
+    """How tokens are chosen and when the answer stops, in requests of every dialect that says so in OpenAI's words."""
 
-    ignored_on_purpose: ClassVar[Mapping[str, str]] = {
-        "user": "Jackfield keeps no record of end users.",
-        "cache_prompt": "The prefix cache is always on, and never changes an answer.",
-        "stream_options.include_obfuscation": "Jackfield does not pad its streams.",
-    }
+    shape: ClassVar[str] = "response_format"
+    """Where else a request says what the answer has to be."""
 
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -46,29 +44,19 @@ class SamplingRequest(Asking):
     seed: Seed | None = None
     stop: Stop | None = None
     ignore_eos: bool | None = None
-    n: Choices | None = None
-    max_tokens: TokenLimit | None = None
     regex: Text | None = None
     """What the whole answer has to match."""
     grammar: Text | None = None
     """The same as a grammar, in llguidance's dialect of Lark."""
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    cache_prompt: bool | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, however they were written."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @property
-    def token_limit(self) -> int | None:
-        """How many tokens the client wants at most."""
-        return self.max_tokens
-
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        forms = [name for name in ("response_format", "regex", "grammar") if self._constrains(name)]
+        forms = [name for name in (self.shape, "regex", "grammar") if self._constrains(name)]
         if len(forms) > 1:
             raise refusal(
                 "invalid_value",
@@ -79,16 +67,44 @@ class SamplingRequest(Asking):
         return self
 
     def _constrains(self, name: str) -> bool:
-        value = getattr(self, name, None)
+        value: object = self
+        for part in name.split("."):
+            value = getattr(value, part, None)
         return value is not None and getattr(value, "type", "") != "text"
+
+
+class SamplingRequest(Sampling):
+    """What a request for a completion of any kind may say; ``None`` everywhere means that the client did not say."""
+
+    ignored_on_purpose: ClassVar[Mapping[str, str]] = {
+        "user": "Jackfield keeps no record of end users.",
+        "cache_prompt": "The prefix cache is always on, and never changes an answer.",
+        "stream_options.include_obfuscation": "Jackfield does not pad its streams.",
+    }
+
+    n: Choices | None = None
+    max_tokens: TokenLimit | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    cache_prompt: bool | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """How many tokens the client wants at most."""
+        return self.max_tokens
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise refusal(
-                "invalid_value",
-                "'{param}' is only allowed when 'stream' is true.",
-                at="stream_options",
-                suggestions=("Set 'stream' to true, or leave out 'stream_options'.",),
-            )
+            raise no_stream()
         return self
+
+
+def no_stream() -> PydanticCustomError:
+    """What a request hears that has options for a stream and wants none."""
+    return refusal(
+        "invalid_value",
+        "'{param}' is only allowed when 'stream' is true.",
+        at="stream_options",
+        suggestions=("Set 'stream' to true, or leave out 'stream_options'.",),
+    )
