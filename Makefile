@@ -97,12 +97,33 @@ $(TOOLS): $(PROJECTS) | $(BIN)/python
 	$(call install,test lint)
 	@touch $@
 
+# --- The clients of `make test-clients`: done again only when a version of one of them has changed -------------------
+
+CLIENTS        := .build/clients
+NODE_CLIENTS   := $(CLIENTS)/node/.installed
+PYTHON_CLIENTS := $(CLIENTS)/venv/.installed
+
+$(PYTHON_CLIENTS): tests/clients/requirements.txt | $(BIN)/python
+	@echo "Installing clients from PyPI (0.5 GB on disk, once) ..."
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -q install -r $<
+	@touch $@
+
+# Not `npm ci`: it wants the lock file to have opencode for every machine there is, and not every registry has those.
+$(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
+	$(if $(shell command -v npm),,$(error npm is needed, and is not here (Debian and Ubuntu: apt install npm)))
+	@echo "Installing clients from npm, with the Node that they want (0.9 GB on disk, once) ..."
+	@mkdir -p $(@D)
+	@cp $^ $(@D)
+	@cd $(@D) && npm install --no-audit --no-fund --loglevel=error
+	@touch $@
+
 # --- What can be made -----------------------------------------------------------------------------------------------
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test test-plugins soak lint bench bench-engine bench-sockets clean
+.PHONY: help serve test test-plugins test-clients soak lint bench bench-engine bench-sockets clean
 
 help:  ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -123,6 +144,9 @@ test: $(TOOLS)  ## run the tests and report their coverage (ARGS="..." goes to p
 
 test-plugins: $(TOOLS)  ## the same for the official plugins, each with its own tests
 	$(call measured,plugins,plugins)
+
+test-clients: $(TOOLS) $(PYTHON_CLIENTS) $(NODE_CLIENTS)  ## run real assistants and SDKs against servers here, as docs/clients.md sets them up
+	@CLIENTS_DIR="$(CURDIR)/$(CLIENTS)" $(BIN)/python -m pytest tests/clients $(ARGS)
 
 SOAK_SECONDS ?= 600
 

@@ -1,8 +1,10 @@
 """What `make` does on machines that are not this one: pretended with programs of the same names."""
 
+import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,6 +223,22 @@ def test_a_failed_installation_is_tried_again(checkout: Checkout) -> None:
     assert checkout.log == ["venv by python3", "pip -q install -e .[mkl]", "jackfield serve "]
 
 
+def test_clients_are_installed_once_and_again_when_their_versions_change(checkout: Checkout) -> None:
+    pins = checkout.folder / "tests" / "clients"
+    pins.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        (pins / name).write_text("{}")
+    target = ".build/clients/node/.installed"
+    assert "npm is needed, and is not here (Debian and Ubuntu: apt install npm)" in checkout.make(target).stderr
+    checkout.program("npm", f'#!/bin/sh\necho "npm $1" >>"{checkout.folder}/log"\n')
+    for installed in (["npm install"], []):
+        assert checkout.make(target).returncode == 0
+        assert checkout.log == installed
+    os.utime(pins / "package-lock.json", (time.time() + 9, time.time() + 9))
+    checkout.make(target)
+    assert checkout.log == ["npm install"]
+
+
 def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> None:
     listed = checkout.make()
     assert [line.split()[1] for line in listed.stdout.splitlines()] == [
@@ -228,6 +246,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "serve",
         "test",
         "test-plugins",
+        "test-clients",
         "soak",
         "lint",
         "bench",

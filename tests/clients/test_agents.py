@@ -1,0 +1,87 @@
+"""Coding assistants, headless: each calls its tools, gets their results, and ends."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from asked import Asked
+from desk import Desk, Output
+from minds import worker
+
+from jackfield.testing import JackfieldServer
+
+CHAT = Asked("POST", "/v1/chat/completions", 200)
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """One, with its own names for its tools and their arguments."""
+
+    title: str
+    read: tuple[str, dict[str, Any]]
+    write: tuple[str, dict[str, Any]]
+    shell: tuple[str, dict[str, Any]]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, desk: Desk) -> Output:
+        """Have it do what the page asks it to."""
+        desk.set_up(self.title)
+        return desk.run(self.title, **self.environment)
+
+
+CN = Assistant(
+    "Continue",
+    read=("Read", {"filepath": "notes.txt"}),
+    write=("Write", {"filepath": "copy.txt", "content": "written"}),
+    shell=("Bash", {"command": "cat copy.txt notes.txt"}),
+)
+PI = Assistant(
+    "pi",
+    read=("read", {"path": "notes.txt"}),
+    write=("write", {"path": "copy.txt", "content": "written"}),
+    shell=("bash", {"command": "cat copy.txt notes.txt"}),
+    environment={"PI_OFFLINE": "1"},
+)
+OPENCODE = Assistant(
+    "opencode",
+    read=("read", {"filePath": "notes.txt"}),
+    write=("write", {"filePath": "copy.txt", "content": "written"}),
+    shell=("bash", {"command": "cat copy.txt notes.txt", "description": "Shows both files"}),
+    environment={"OPENCODE_DISABLE_MODELS_FETCH": "1"},
+)
+ASSISTANTS = pytest.mark.parametrize("assistant", [CN, PI, OPENCODE], ids=lambda one: one.title)
+
+
+@ASSISTANTS
+def test_it_calls_its_tools_and_tells_what_they_gave(assistant: Assistant, server: JackfieldServer, desk: Desk) -> None:
+    secret = uuid.uuid4().hex
+    (desk.project / "notes.txt").write_text(f"{secret}\n")
+    server.answers(worker(assistant.read, assistant.write, assistant.shell))
+    output = assistant.run(desk)
+    assert output.status == 0, output
+    # Nobody but the file has told the model.
+    assert f"Done: written{secret}" in output.out, output
+    assert (desk.project / "copy.txt").read_text() == "written"
+    # A request for each call, one for the end, and perhaps one for a title.
+    asked = desk.asked()
+    assert set(asked) == {CHAT}
+    assert len(asked) in (4, 5)
+
+
+@ASSISTANTS
+def test_it_survives_garbage(assistant: Assistant, babbling_desk: Desk) -> None:
+    output = assistant.run(babbling_desk)
+    # Which may be nothing at all.
+    assert output.status == 0, output
+    assert set(babbling_desk.asked()) == {CHAT}
+
+
+@ASSISTANTS
+def test_it_ends_when_an_answer_is_cut(assistant: Assistant, server: JackfieldServer, desk: Desk) -> None:
+    server.answers(lambda prompt: "On and on. " * 1000)
+    output = assistant.run(desk)
+    assert output.status == 0, output
+    assert "On and on." in output.out
+    assert set(desk.asked()) == {CHAT}
+    assert any(record.data["finish_reasons"] == ["length"] for record in server.records if record.kind == "completed")
