@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from jackfield.engine.request import PromptImage
-from jackfield.errors import UnsupportedError
+from jackfield.errors import InvalidRequestError, UnsupportedError
 from jackfield.models.tokenizer import Message, Tokenizer
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.protocol.content import ImagePart, RefusalPart, TextPart
@@ -55,7 +56,8 @@ def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer, pictures: 
         InvalidRequestError: the template refuses the conversation, or it has parts that the model does not read.
     """
     images = [image for _, image in request.images()]
-    text = chat_text(request, tokenizer, images=pictures is not None)
+    continues = bool(request.continue_final_message)
+    text = chat_text(request, tokenizer, begins_answer=not continues, continues=continues, images=pictures is not None)
     if pictures is not None and images:
         return Prompt(*pictures.place(text, images, tokenizer))
     # The template has written the special tokens itself.
@@ -79,12 +81,22 @@ def chat_text(
     """
     _check_media(request, images)
     messages = _merge_leading_system([_message(message) for message in request.messages])
-    tools = [_tool(tool) for tool in request.tools or ()] if request.tool_choice != "none" else []
+    offered = request.tools or () if request.tool_choice != "none" else ()
+    tools = [_tool(tool) for tool in offered if not tool.defer_loading]
     if not knows_tools(tokenizer.template):
         messages, tools = _in_hermes_form(messages, tools), []
     if _NINE_CHARACTERS.search(tokenizer.template):
         messages = [_with_short_ids(message) for message in messages]
-    return tokenizer.render(messages, tools, _options(request), begins_answer=begins_answer, continues=continues)
+    render = partial(
+        tokenizer.render, tools=tools, options=_options(request), begins_answer=begins_answer, continues=continues
+    )
+    try:
+        return render(messages)
+    except InvalidRequestError:
+        without = _without_later_system(messages)
+        if without == messages:
+            raise
+        return render(without)
 
 
 def _check_media(request: ChatCompletionRequest, images: bool) -> None:
@@ -201,6 +213,19 @@ def _with_short_ids(message: Message) -> Message:
 
 def _short_id(call_id: str) -> str:
     return call_id if re.fullmatch(r"[A-Za-z0-9]{9}", call_id) else sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _without_later_system(messages: list[Message]) -> list[Message]:
+    """Instructions after the first message as a part of what the user says: some templates refuse any."""
+    result: list[Message] = []
+    for at, message in enumerate(messages):
+        if at == 0 or message["role"] != "system":
+            result.append(message)
+        elif result[-1]["role"] == "user" and isinstance(result[-1]["content"], str):
+            result[-1] = {**result[-1], "content": f"{result[-1]['content']}\n\n{message['content']}"}
+        else:
+            result.append({**message, "role": "user"})
+    return result
 
 
 def _in_hermes_form(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:

@@ -10,7 +10,7 @@ from jackfield.protocol.content import ContentPart, ImagePart, ImageUrl, Refusal
 from jackfield.protocol.formats import ResponseFormat
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.logprobs import ChatLogprobs
-from jackfield.protocol.messages import Message
+from jackfield.protocol.messages import AssistantMessage, Message
 from jackfield.protocol.sampling import SamplingRequest, TokenLimit
 from jackfield.protocol.tools import NamedToolChoice, Tool, ToolChoice
 from jackfield.protocol.usage import Usage
@@ -56,6 +56,8 @@ class ChatCompletionRequest(SamplingRequest):
     response_format: ResponseFormat | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: JsonObject | None = None
+    continue_final_message: bool | None = None
+    """The last message is the model's own, and the answer goes on with it."""
     modalities: Annotated[list[Modality], Field(min_length=1)] | None = None
 
     safety_identifier: str | None = None
@@ -114,6 +116,18 @@ class ChatCompletionRequest(SamplingRequest):
             raise refusal("invalid_value", "'{param}' is 'required', but there are no 'tools'.", at="tool_choice")
         if isinstance(self.tool_choice, NamedToolChoice):
             self._check_named(self.tool_choice.function.name)
+        return self
+
+    @model_validator(mode="after")
+    def _only_its_own_message_goes_on(self) -> Self:
+        last = self.messages[-1]
+        if self.continue_final_message and (not isinstance(last, AssistantMessage) or last.tool_calls):
+            raise refusal(
+                "invalid_value",
+                "'{param}' is only allowed when the last message is the assistant's, without 'tool_calls'.",
+                at="continue_final_message",
+                suggestions=("Send the beginning of the answer as the last message, or leave the field out.",),
+            )
         return self
 
     def _check_named(self, name: str) -> None:

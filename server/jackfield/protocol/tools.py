@@ -23,6 +23,8 @@ class FunctionTool(TolerantModel):
 
     type: Literal["function"]
     function: FunctionDefinition
+    defer_loading: bool | None = None
+    """It can be called, but the prompt does not show it: the conversation itself does, once it comes to that."""
 
 
 Tool = Annotated[FunctionTool, KnownTag("type", ("function",), _FUNCTIONS_ONLY)]
