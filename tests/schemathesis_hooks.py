@@ -10,7 +10,12 @@ import schemathesis
 
 MODEL = os.environ["SCHEMATHESIS_MODEL"]
 URL = os.environ["SCHEMATHESIS_URL"]
-LIMITS = {"completions": "max_tokens", "infill": "n_predict", "responses": "max_output_tokens"}
+LIMITS = {
+    "completions": "max_tokens",
+    "infill": "n_predict",
+    "messages": "max_tokens",
+    "responses": "max_output_tokens",
+}
 """What limits an answer's tokens, by the end of the path."""
 
 

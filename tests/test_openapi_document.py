@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+from anthropic.types.beta import message_count_tokens_params as beta_count_params
+from anthropic.types.beta import message_create_params as beta_create_params
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
@@ -16,6 +19,11 @@ from pydantic import BaseModel
 from canonical import Schema, canonical, difference
 from contract import declared_routes, document, resolve, validator
 from jackfield import errors
+from jackfield.api.anthropic.envelope import envelope
+from jackfield.protocol.anthropic import events as messages_events
+from jackfield.protocol.anthropic.answer import MessageAnswer, TokenCount
+from jackfield.protocol.anthropic.errors import MessagesErrorEnvelope
+from jackfield.protocol.anthropic.request import MessagesRequest, TokenCountRequest
 from jackfield.protocol.base import AnswerModel, RequestBody
 from jackfield.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from jackfield.protocol.completions import Completion, CompletionChunk, CompletionRequest
@@ -45,6 +53,8 @@ PATHS: dict[type[RequestBody], str] = {
     FimCompletionRequest: "fim/completions",
     InfillRequest: "infill",
     ResponseRequest: "responses",
+    MessagesRequest: "messages",
+    TokenCountRequest: "messages/count_tokens",
     TokenizeRequest: "tokenize",
     DetokenizeRequest: "detokenize",
     ApplyTemplateRequest: "apply-template",
@@ -65,6 +75,15 @@ RESPONSE_EVENTS: list[type[AnswerModel]] = [
     events.ArgumentsDone,
     events.ErrorEvent,
 ]
+MESSAGES_EVENTS: list[type[AnswerModel]] = [
+    messages_events.MessageStart,
+    messages_events.Ping,
+    messages_events.ContentBlockStart,
+    messages_events.ContentBlockDelta,
+    messages_events.ContentBlockStop,
+    messages_events.MessageDelta,
+    messages_events.MessageStop,
+]
 ANSWERS: list[type[AnswerModel]] = [
     ChatCompletion,
     ChatCompletionChunk,
@@ -76,6 +95,9 @@ ANSWERS: list[type[AnswerModel]] = [
     DeletedResponse,
     ItemList,
     *RESPONSE_EVENTS,
+    MessageAnswer,
+    TokenCount,
+    *MESSAGES_EVENTS,
     Tokens,
     Detokenized,
     TemplateApplied,
@@ -86,7 +108,10 @@ ANSWERS: list[type[AnswerModel]] = [
     Health,
     Ready,
     ErrorEnvelope,
+    MessagesErrorEnvelope,
 ]
+HEADERS = {"betas", "user_profile_id", "workspace_id"}
+"""What Anthropic's SDK takes among the fields, and sends as headers."""
 API_PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 
 
@@ -182,8 +207,9 @@ def described(name: str) -> Iterator[tuple[str, Schema]]:
     for field, schema in resolve({"$ref": f"#/components/schemas/{name}"})["properties"].items():
         found = resolve(schema)
         yield field, {"description": schema.get("description", ""), **found}
-        if field in ("stream_options", "text", "reasoning") and "properties" in found:
-            yield from ((f"{field}.{key}", value) for key, value in found["properties"].items())
+        if field in ("stream_options", "text", "reasoning", "thinking", "output_config"):
+            given = next((one for one in found.get("anyOf", [found]) if "properties" in one), {"properties": {}})
+            yield from ((f"{field}.{key}", {"description": "", **value}) for key, value in given["properties"].items())
 
 
 @pytest.mark.parametrize(
@@ -192,11 +218,15 @@ def described(name: str) -> Iterator[tuple[str, Schema]]:
         (chat_create_params.CompletionCreateParamsBase, ChatCompletionRequest),
         (completion_create_params.CompletionCreateParamsBase, CompletionRequest),
         (response_create_params.ResponseCreateParamsBase, ResponseRequest),
+        (message_create_params.MessageCreateParamsBase, MessagesRequest),
+        (beta_create_params.MessageCreateParamsBase, MessagesRequest),
+        (message_count_tokens_params.MessageCountTokensParams, TokenCountRequest),
+        (beta_count_params.MessageCountTokensParams, TokenCountRequest),
     ],
-    ids=["chat", "completions", "responses"],
+    ids=name_of,
 )
 def test_every_official_field_has_an_answer(official: Any, ours: type[BaseModel]) -> None:
-    assert official.__annotations__.keys() - ours.model_fields.keys() == set()
+    assert official.__annotations__.keys() - HEADERS - ours.model_fields.keys() == set()
 
 
 @pytest.mark.parametrize("model", REQUESTS, ids=name_of)
@@ -221,7 +251,7 @@ def section(model: type[BaseModel]) -> str:
 def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     routes = declared_routes()
     prefixed = {(method, path.removeprefix("/v1")) for method, path in routes if path.startswith("/v1/")}
-    assert len(prefixed) == 16
+    assert len(prefixed) == 18
     assert prefixed <= routes
     assert routes - prefixed - {(method, f"/v1{path}") for method, path in prefixed} == {
         ("GET", "/health"),
@@ -235,13 +265,21 @@ def test_every_v1_route_is_also_there_without_the_prefix() -> None:
 def test_every_error_has_the_envelope() -> None:
     for name, response in document()["components"]["responses"].items():
         schema = response["content"]["application/json"]["schema"]["$ref"]
-        is_error = schema.endswith("/ErrorEnvelope")
+        is_error = schema.endswith("ErrorEnvelope")
         answers = {answer.__name__ for answer in ANSWERS} | {"StoredResponse"}
         assert is_error == (name not in answers)
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/v1/infill", "/v1/responses"]
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/fim/completions",
+        "/v1/infill",
+        "/v1/responses",
+        "/v1/messages",
+    ],
 )
 def test_generation_declares_its_errors(path: str) -> None:
     responses = document()["paths"][path]["post"]["responses"]
@@ -267,6 +305,7 @@ def test_generation_declares_its_errors(path: str) -> None:
 def test_the_servers_errors_fit_the_envelope(error: errors.JackfieldError) -> None:
     validator("ErrorEnvelope").validate(error.envelope())
     ErrorEnvelope.model_validate(error.envelope())
+    validator("MessagesErrorEnvelope").validate(json.loads(envelope(error, "req_1").to_json()))
 
 
 def test_request_examples_are_accepted() -> None:
@@ -298,6 +337,8 @@ def test_response_examples_are_what_is_sent() -> None:
 def chunk_of(event: str, data: dict[str, Any]) -> type[AnswerModel]:
     if event == "ResponseStreamEvent":
         return next(one for one in RESPONSE_EVENTS if data["type"] in types_of(one))
+    if event == "MessagesEvent":
+        return next(one for one in (*MESSAGES_EVENTS, MessagesErrorEnvelope) if data["type"] in types_of(one))
     schema = document()["components"]["schemas"][event]["properties"]["data"]
     *done, content = schema.get("anyOf", [schema])
     assert [member["const"] for member in done] == ([] if event == "InfillEvent" else ["[DONE]"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from anthropic.types import ModelInfo
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types import Completion as SdkCompletion
@@ -647,6 +648,7 @@ FULL_CHAT: Body = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": None}},
     "max_tokens": 5,
     "parallel_tool_calls": True,
+    "continue_final_message": False,
     "ignore_eos": False,
     "regex": None,
     "grammar": None,
@@ -789,6 +791,7 @@ SAID_IN_PROSE = {
     ("tool_choice", "invalid_value"),
     ("tool_choice.name", "invalid_value"),
     ("tool_choice.tools.0.name", "invalid_value"),
+    ("continue_final_message", "invalid_value"),
 }
 """Rules that a JSON Schema cannot say; ``openapi.yaml`` says them in its description."""
 
@@ -1056,19 +1059,16 @@ def test_a_completion_chunk() -> None:
 
 
 def test_models() -> None:
-    model = Model(id="a/b", created=1, owned_by="jackfield", context_length=8192, max_model_len=8192)
-    body = sent(ModelList(data=[model]))
+    said: Body = {"id": "a/b", "created": 1, "owned_by": "jackfield", "context_length": 8192, "max_model_len": 8192}
+    said |= {"display_name": "a/b", "created_at": "1970-01-01T00:00:01Z", "max_input_tokens": 8192, "max_tokens": 8192}
+    body = sent(ModelList(data=[Model(**said)], first_id="a/b", last_id="a/b"))
+    constant = {"object": "model", "type": "model", "capabilities": None, "lifecycle": "active"}
     assert body == {
         "object": "list",
-        "data": [
-            {
-                "id": "a/b",
-                "object": "model",
-                "created": 1,
-                "owned_by": "jackfield",
-                "context_length": 8192,
-                "max_model_len": 8192,
-            }
-        ],
+        "data": [said | constant],
+        "has_more": False,
+        "first_id": "a/b",
+        "last_id": "a/b",
     }
     SdkModel.model_validate(body["data"][0])
+    ModelInfo.model_validate(body["data"][0])

@@ -25,6 +25,8 @@ SAMPLES = {
     ("DELETE", "/responses/{response_id}"): None,
     ("POST", "/responses/{response_id}/cancel"): None,
     ("GET", "/responses/{response_id}/input_items"): None,
+    ("POST", "/messages"): {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
+    ("POST", "/messages/count_tokens"): {"messages": [{"role": "user", "content": "Hi"}]},
     ("POST", "/tokenize"): {"prompt": "Hi"},
     ("POST", "/detokenize"): {"tokens": [1, 2]},
     ("POST", "/apply-template"): {"messages": [{"role": "user", "content": "Hi"}]},
@@ -117,9 +119,11 @@ def test_a_wrong_method_is_told_in_the_envelope(tiny_server: Server, right: str,
         there = path.replace("{model}", "any").replace("{response_id}", "resp_any")
         status, headers, said = answer(tiny_server, wrong, there)
         assert status == 405
-        validator("ErrorEnvelope").validate(said)
+        anthropic = "/messages" in path
+        validator("MessagesErrorEnvelope" if anthropic else "ErrorEnvelope").validate(said)
         assert wrong in said["error"]["message"]
-        assert said["error"]["code"] == "method_not_allowed"
+        code = said["error"]["details"]["error_code"] if anthropic else said["error"]["code"]
+        assert code == "method_not_allowed"
         assert right in headers["Allow"]
         assert all(right in suggestion for suggestion in said["error"]["suggestions"])
         assert said["error"]["suggestions"]

@@ -68,6 +68,8 @@ def test_nothing_breaks_the_contract(run: tuple[str, Counter[tuple[str, int]]]) 
         ("/fim/completions", 10, 100),
         ("/infill", 50, 100),
         ("/responses", 10, 100),
+        ("/messages", 5, 100),
+        ("/messages/count_tokens", 5, 50),
         ("/tokenize", 5, 50),
         ("/detokenize", 1, 10),
         ("/apply-template", 5, 50),

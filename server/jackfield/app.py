@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
 
+from jackfield.api.anthropic.messages import count_tokens, messages
 from jackfield.api.arrival import Arrival
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
@@ -21,6 +22,7 @@ from jackfield.api.infill import infill
 from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models
 from jackfield.api.plugins import list_plugins
+from jackfield.api.refusal import refusal
 from jackfield.api.responses.create import create_response
 from jackfield.api.responses.stored import cancel_response, input_items, stored_response
 from jackfield.api.status import health, ready
@@ -48,6 +50,8 @@ _API = [
     ("/responses/{response_id:response}", stored_response, "GET DELETE"),
     ("/responses/{response_id:response}/cancel", cancel_response, "POST"),
     ("/responses/{response_id:response}/input_items", input_items, "GET"),
+    ("/messages", messages, "POST"),
+    ("/messages/count_tokens", count_tokens, "POST"),
     ("/tokenize", tokenize, "POST"),
     ("/detokenize", detokenize, "POST"),
     ("/apply-template", apply_template, "POST"),
@@ -169,7 +173,7 @@ def _plugged_middleware(host: Host) -> list[Middleware]:
 
 async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, JackfieldError)  # noqa: S101 - by registration
-    return JSONResponse(error.envelope(), error.status, headers=error.headers)
+    return refusal(error, request)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -184,7 +188,7 @@ async def _http(request: Request, error: Exception) -> Response:
     else:
         known = JackfieldError(str(error.detail))
     Exchange.of(request).failed(known)
-    return JSONResponse(known.envelope(), error.status_code, headers=error.headers)
+    return refusal(known, request, status=error.status_code, headers=error.headers or {})
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -197,4 +201,4 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     failure = JackfieldError(
         "The server failed unexpectedly.", code="internal_error", suggestions=("Look at the server's log.",)
     )
-    return JSONResponse(failure.envelope(), 500)
+    return refusal(failure, request)

@@ -59,6 +59,8 @@ class ContextLengthExceededError(InvalidRequestError):
     code = "context_length_exceeded"
 
     def __init__(self, *, context_length: int, prompt_tokens: int, param: str = "messages") -> None:
+        self.context_length = context_length
+        self.prompt_tokens = prompt_tokens
         # Coding assistants recognise an overflow by this wording, and compact the conversation or stop cleanly.
         super().__init__(
             f"This model's maximum context length is {context_length} tokens. However, your {param} resulted in "
@@ -81,7 +83,7 @@ class UnauthorizedError(JackfieldError):
     def __init__(self) -> None:
         super().__init__(
             "The request's API key is missing or not known here.",
-            suggestions=("Send 'Authorization: Bearer KEY' with a key of this server.",),
+            suggestions=("Send 'Authorization: Bearer KEY', or 'x-api-key: KEY', with a key of this server.",),
         )
 
     @property

@@ -4,9 +4,9 @@ import re
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jackfield.api.refusal import refusal, speaks_anthropic
 from jackfield.errors import ForbiddenError, JackfieldError
 from jackfield.exchange import Exchange, new_request_id
 from jackfield.hooks.calls import Hooks
@@ -20,6 +20,8 @@ SCOPES = {
     "/completions": "inference",
     "/infill": "inference",
     "/fim/completions": "inference",
+    "/messages": "inference",
+    "/messages/count_tokens": "inference",
     "/models": "inference",
     "/responses": "inference",
     "/tokenize": "inference",
@@ -54,7 +56,10 @@ class Arrival:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
-                MutableHeaders(scope=message)["X-Request-ID"] = name
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = name
+                if speaks_anthropic(connection):
+                    headers["request-id"] = name
             await send(message)
 
         if not _is_open(scope, connection) and self._hooks.has("authenticate"):
@@ -67,7 +72,7 @@ class Arrival:
         await self._app(scope, receive, send_with_id)
 
     async def _identify(self, connection: HTTPConnection) -> Identity | None:
-        identity = await self._hooks.authenticate(connection)
+        identity = await self._hooks.authenticate(_with_bearer(connection))
         # Never by the URL, which a Host header may have a hand in.
         path: str = connection.scope["path"]
         scope = _scope(path)
@@ -80,6 +85,15 @@ def _is_open(scope: Scope, connection: HTTPConnection) -> bool:
     """Whether nobody asks who sends this: a browser's preflight, for one, never carries a key."""
     preflight = scope.get("method") == "OPTIONS" and "access-control-request-method" in connection.headers
     return preflight or scope["path"] in OPEN
+
+
+def _with_bearer(connection: HTTPConnection) -> HTTPConnection:
+    """The request with its key where plugins look for it: Anthropic's clients send it in a header of its own."""
+    key = connection.headers.get("x-api-key")
+    if key is None or "authorization" in connection.headers:
+        return connection
+    bearer = (b"authorization", b"Bearer " + key.encode("latin-1"))
+    return HTTPConnection({**connection.scope, "headers": [*connection.scope["headers"], bearer]})
 
 
 def _scope(path: str) -> str:
@@ -98,4 +112,4 @@ async def _refuse(error: JackfieldError, scope: Scope, receive: Receive, send: S
         # Before it is accepted, closing a WebSocket is answered with 403.
         await send({"type": "websocket.close", "code": 1008, "reason": error.message})
         return
-    await JSONResponse(error.envelope(), error.status, headers=error.headers)(scope, receive, send)
+    await refusal(error, HTTPConnection(scope))(scope, receive, send)

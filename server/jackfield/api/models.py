@@ -1,5 +1,7 @@
 """``GET /v1/models`` and ``GET /v1/models/{id}``."""
 
+from datetime import UTC, datetime
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -9,7 +11,9 @@ from jackfield.protocol.models import Model, ModelList
 
 async def list_models(request: Request) -> Response:
     """All models that are served."""
-    models = ModelList(data=[_model(model) for model in request.app.state.registry])
+    data = [_model(model) for model in request.app.state.registry]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    models = ModelList(data=data, first_id=first, last_id=last)
     return Response(models.to_json(), media_type="application/json")
 
 
@@ -26,4 +30,8 @@ def _model(model: ServedModel) -> Model:
         owned_by="jackfield",
         context_length=model.context_length,
         max_model_len=model.context_length,
+        display_name=model.id,
+        created_at=datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
+        max_input_tokens=model.context_length,
+        max_tokens=model.context_length,
     )

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API, in terms of conversations as `jackfield.api.conversation` has them."""
