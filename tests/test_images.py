@@ -99,6 +99,29 @@ def test_it_streams(client: OpenAI) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole.choices[0].message.content
 
 
+def test_responses_see_the_same(client: OpenAI) -> None:
+    def respond(*items: Any, **fields: Any) -> Any:
+        model = client.models.list().data[0].id
+        return client.responses.create(model=model, input=items, temperature=0, max_output_tokens=8, **fields)
+
+    def said(text: str, image: str) -> dict[str, Any]:
+        parts = [
+            {"type": "input_text", "text": text},
+            {"type": "input_image", "image_url": image, "detail": "original"},
+        ]
+        return {"role": "user", "content": parts}
+
+    response = respond(said("Describe it. ", PICTURES[0]))
+    whole = ask(client, "Describe it. ", PICTURES[0])
+    assert response.output_text == whole.choices[0].message.content
+    assert response.usage.input_tokens == whole.usage.prompt_tokens
+    cut = respond(*[said("word " * 200, image) for image in PICTURES], truncation="auto")
+    assert 400 < cut.usage.input_tokens <= 504
+    with pytest.raises(BadRequestError) as caught:
+        respond(said("Look: ", "data:image/png;base64,!"))
+    assert (caught.value.param, caught.value.code) == ("input.0.content.1", "invalid_base64_image")
+
+
 def test_a_conversation_goes_on_from_the_cache(client: OpenAI) -> None:
     before = [{"role": "user", "content": content("Look at this: " + "well, " * 40, PICTURES[2], " what is it?" * 20)}]
     first = ask(client, "So?", before=before)

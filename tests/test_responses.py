@@ -221,7 +221,7 @@ def test_thoughts_go_back_to_the_model_in_the_best_form_there_is(server: Jackfie
             "reasoning_content": expected,
             "content": "So.",
         }
-        assert places.messages == ["input.0", "input.2"]
+        assert places.messages == ["input.1.content", "input.2.content"]
 
 
 def test_too_long_a_conversation_loses_its_beginning_if_it_may(jackfield_server: StartServer) -> None:
@@ -433,6 +433,22 @@ def test_a_request_whose_time_is_over_is_incomplete(server: JackfieldServer) -> 
         (
             {"instructions": "x", "input": [{"role": "user", "content": [{"type": "input_file", "file_data": "f"}]}]},
             "input.0.content.0",
+            "unsupported_value",
+        ),
+        (
+            {
+                "input": [
+                    {
+                        "type": "function_call_output",
+                        "call_id": "c",
+                        "output": [
+                            {"type": "input_text", "text": "a"},
+                            {"type": "input_image", "image_url": "data:image/png;base64,", "detail": "original"},
+                        ],
+                    }
+                ]
+            },
+            "input.0.output.1",
             "unsupported_value",
         ),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "previous_response_not_found"),

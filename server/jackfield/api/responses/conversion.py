@@ -95,23 +95,24 @@ class _Messages:
     def add_item(self, item: Item, place: str) -> None:
         """What an item says."""
         match item:
-            case MessageItem(role="assistant"):
-                self._said(_content(item.content, place), place)
             case MessageItem():
-                self.add({"role": item.role, "content": _content(item.content, place)}, place)
+                content = place if place == "input" else f"{place}.content"
+                self._said(item.role, _content(item.content, content), content)
             case ReasoningItem() if item.thoughts:
                 self.add({"role": "assistant", "reasoning_content": item.thoughts}, place)
             case FunctionCallItem():
                 self._called(item, place)
             case FunctionCallOutputItem():
-                output = _content(item.output, place, "output")
-                self.add({"role": "tool", "tool_call_id": item.call_id, "content": output}, place)
+                output = _content(item.output, f"{place}.output")
+                self.add({"role": "tool", "tool_call_id": item.call_id, "content": output}, f"{place}.output")
 
-    def _said(self, content: str | list[JsonObject], place: str) -> None:
-        last = self._last()
+    def _said(self, role: str, content: str | list[JsonObject], place: str) -> None:
+        last = self._last() if role == "assistant" else None
         if last is None or "content" in last or "tool_calls" in last:
-            last = self.add({"role": "assistant"}, place)
-        last["content"] = content
+            self.add({"role": role, "content": content}, place)
+        else:
+            last["content"] = content
+            self._places[-1] = place
 
     def _called(self, item: FunctionCallItem, place: str) -> None:
         last = self._last()
@@ -134,10 +135,10 @@ class _Messages:
         return [message for message, _ in kept], [place for _, place in kept]
 
 
-def _content(content: str | Sequence[Part], place: str, name: str = "content") -> str | list[JsonObject]:
+def _content(content: str | Sequence[Part], place: str) -> str | list[JsonObject]:
     if isinstance(content, str):
         return content
-    return [_part(part, f"{place}.{name}.{index}") for index, part in enumerate(content)]
+    return [_part(part, f"{place}.{index}") for index, part in enumerate(content)]
 
 
 def _part(part: Part, place: str) -> JsonObject:
@@ -145,7 +146,8 @@ def _part(part: Part, place: str) -> JsonObject:
         case InputImagePart():
             if part.image_url is None:
                 raise _no_file(place, "image_url")
-            return {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}
+            detail = "high" if part.detail == "original" else part.detail
+            return {"type": "image_url", "image_url": {"url": part.image_url, "detail": detail}}
         case InputFilePart():
             if part.file_data is None:
                 raise _no_file(place, "file_data")
@@ -177,18 +179,18 @@ class Places:
     """Where in a request stands what its chat request consists of."""
 
     messages: Sequence[str]
+    """Of each its content."""
     tools: Sequence[str]
 
     def of(self, param: str) -> str:
         """What the chat request calls ``param``."""
         kind, _, rest = param.partition(".")
         index, _, inside = rest.partition(".")
-        there = {"messages": self.messages, "tools": self.tools}.get(kind)
-        if there is None:
-            return _RENAMED.get(param, param)
-        if not index.isdecimal():
-            return "input" if kind == "messages" else param
-        return f"{there[int(index)]}.{inside.removeprefix('function.')}".rstrip(".")
+        if kind == "messages":
+            return f"{self.messages[int(index)]}{inside.removeprefix('content')}" if index.isdecimal() else "input"
+        if kind == "tools" and index.isdecimal():
+            return f"{self.tools[int(index)]}.{inside.removeprefix('function.')}".rstrip(".")
+        return _RENAMED.get(param, param)
 
     def tell(self, error: JackfieldError) -> None:
         """Make an error at the chat request speak of the request that it was made from."""

@@ -81,7 +81,7 @@ class _ResponseReply(Reply[ResponseRequest]):
         chat, places = await asyncio.to_thread(chat_request, self.asked, [*earlier, *self._own], self._tools)
         try:
             if self.asked.truncation == "auto":
-                chat, places = await asyncio.to_thread(fitted, chat, places, self.model)
+                chat, places = await fitted(chat, places, self.model)
             self._conversation = Conversation(chat, self.model, self.exchange, self.host)
             await self._conversation.prepare()
             await super().prepare()

@@ -41,7 +41,7 @@ class InputImagePart(TolerantModel):
     type: Literal["input_image"]
     image_url: str | None = None
     file_id: str | None = None
-    detail: str | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class InputFilePart(TolerantModel):
