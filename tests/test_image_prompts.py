@@ -250,6 +250,38 @@ def test_who_has_to_make_room_reads_its_image_again(runner: Runner, monkeypatch:
     assert len(runner.images.encoded) == len(requests) + tight.statistics.preemptions
 
 
+def test_who_is_cancelled_within_an_image_leaves_what_was_read_of_it(runner: Runner) -> None:
+    prompt, images = with_images(words(20), picture(6, 5, 8), words(40))
+    engine = scheduler(runner, slice_tokens=16)
+    engine.submit(asked("a", prompt, images))
+    while not engine.reading or engine.reading[0].processed < images[0].start + 16:
+        engine.step()
+    assert engine.reading[0].processed < images[0].end
+    engine.cancel(frozenset({"a"}))
+    assert engine.idle
+    again = drain(engine, asked("b", prompt, images))["b"]
+    assert ids(again) == reference(runner, prompt, images)
+    if runner.fuses:
+        assert cache_use(again).tokens == images[0].start // BLOCK_TOKENS * BLOCK_TOKENS + BLOCK_TOKENS
+    other, of_other = with_images(words(20), picture(7, 5, 8), words(40))
+    assert ids(drain(engine, asked("c", other, of_other))["c"]) == reference(runner, other, of_other)
+
+
+def test_after_a_failure_images_are_read_anew(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, images = LONG
+    engine = scheduler(runner)
+    with monkeypatch.context() as broken:
+        broken.setattr(runner.images, "encode", lambda _: 1 / 0)
+        engine.submit(asked("a", prompt, images))
+        with pytest.raises(ZeroDivisionError):
+            while not engine.idle:
+                engine.step()
+    engine.clear()
+    events = drain(engine, asked("b", prompt, images))["b"]
+    assert cache_use(events).tokens == 0
+    assert ids(events) == reference(runner, prompt, images)
+
+
 def test_embeddings_of_images_are_counted(runner: Runner) -> None:
     prompt, images = with_images(picture(1, 20, 20), words(3))
     need = runner.lone_row_bytes(len(prompt) + COUNT)

@@ -126,15 +126,24 @@ def test_a_palette_with_transparency() -> None:
     assert np.unique(picture.pixels.reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
 
 
+def test_a_jpeg_with_a_preview_is_its_first_image() -> None:
+    first, preview = Image.fromarray(noise(28, 28)), Image.fromarray(noise(28, 28, 1))
+    data = file(first, "MPO", save_all=True, append_images=[preview], quality=95)
+    assert Image.open(BytesIO(data), formats=decoding.FORMATS).format == "MPO"
+    plain = Image.open(BytesIO(file(first, "JPEG", quality=95)))
+    assert np.array_equal(read(asked(url(data)))[0].pixels, np.asarray(plain))
+
+
 def test_low_detail_has_fewer_tokens() -> None:
     data = url(file(noise(900, 1200)))
-    low, auto, high, default = read(asked(*({"url": data, "detail": d} for d in ("low", "auto", "high", None))))
-    assert low.tokens < auto.tokens == high.tokens == default.tokens == 43 * 32
+    low, *others = read(asked(*({"url": data, "detail": d} for d in ("low", "auto", "high", "original", None))))
+    assert {one.tokens for one in others} == {43 * 32}
+    assert low.tokens < others[0].tokens
     assert low.tokens * 28 * 28 <= 512 * 512
 
 
 def test_a_detail_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="Supported: 'auto', 'low' or 'high'") as caught:
+    with pytest.raises(InvalidRequestError, match="Supported: 'auto', 'low', 'high' or 'original'") as caught:
         asked({"url": "data:", "detail": "extreme"})
     assert caught.value.param == "messages.0.content.1.image_url.detail"
 

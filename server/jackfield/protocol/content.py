@@ -21,7 +21,8 @@ class RefusalPart(TolerantModel):
     refusal: str
 
 
-Detail = Literal["auto", "low", "high"]
+Detail = Literal["auto", "low", "high", "original"]
+"""The last is known to OpenAI's Responses alone, and says the same as ``high`` here."""
 
 
 class ImageUrl(TolerantModel):

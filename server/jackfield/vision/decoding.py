@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """By Pillow's names. Those that OpenAI reads; its other decoders stay closed to what comes from outside."""
+MOVING = ("PNG", "WEBP", "GIF")
 PHOTO = "Send a JPEG, PNG, WebP or GIF image."
 
 
@@ -28,7 +29,8 @@ def decode(data: bytes, max_pixels: int) -> "Image.Image":
     """
     image = _opened(data, max_pixels)
     try:
-        if getattr(image, "is_animated", False):
+        # Cameras put more images into a JPEG, previews and depths, none of which is a next frame.
+        if image.format in MOVING and getattr(image, "is_animated", False):
             raise ImageError("unsupported_image_media_type", "is animated", "Send one of its frames.")
         return _rgb(image)
     except (ImageError, MemoryError):
