@@ -181,8 +181,6 @@ def test_an_image_that_is_cached_in_whole_is_not_encoded_again(runner: Runner) -
 
 
 def test_a_hit_that_ends_within_an_image_goes_on_there(runner: Runner) -> None:
-    if not runner.fuses:
-        pytest.skip("windows are taken up at snapshots only")
     engine = scheduler(runner)
     prompt, images = with_images(words(20), picture(6, 5, 8), words(10))
     drain(engine, asked("a", prompt[: images[0].end + 1], images))
@@ -248,6 +246,22 @@ def test_who_has_to_make_room_reads_its_image_again(runner: Runner, monkeypatch:
     assert {name: ids(own) for name, own in events.items()} == alone
     assert tight.statistics.preemptions > 0
     assert len(runner.images.encoded) == len(requests) + tight.statistics.preemptions
+
+
+def test_who_makes_room_within_an_image_may_begin_again_within_another(runner: Runner) -> None:
+    prompt, images = with_images(words(20), picture(1, 5, 8), words(9), picture(2, 5, 8), words(9))
+    engine = scheduler(runner, slice_tokens=16)
+    drain(engine, asked("before", prompt[: images[0].end + 1], images[:1]))
+    engine.submit(asked("a", prompt, images))
+    events: list = []
+    while not engine.reading or engine.reading[0].processed <= images[1].start:
+        events += [event for _, event in engine.step()]
+    assert images[0].start < cache_use(events).tokens < images[0].end
+    assert engine.reading[0].encoded is not None
+    engine._preempt(engine.reading[0])
+    again = [event for _ in iter(lambda: engine.idle, True) for _, event in engine.step()]
+    assert ids(again) == reference(runner, prompt, images)
+    assert runner.images.encoded == [images[n].digest for n in (0, 0, 1, 0, 1)]
 
 
 def test_who_is_cancelled_within_an_image_leaves_what_was_read_of_it(runner: Runner) -> None:

@@ -1,5 +1,6 @@
 """Images through the front door: OpenAI's SDK against a small random model that reads them."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -17,15 +18,19 @@ from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from jackfield.compression import PromptCounter
+from jackfield.errors import UnsupportedError
 from jackfield.models.loading import load_network
+from jackfield.models.service import _image_reader
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.settings import Settings
+from jackfield.vision import decoding
 from jackfield.vision.processor import ImageProcessor
 from jackfield.vision.reader import ImageLimits, ImageReader
 from serving import Server, serve
 from test_vision import asked, file, png_of, url
-from vision_models import TEMPLATE, copy_of, picture
+from vision_models import TEMPLATE, config, copy_of, picture, processor
 
 PICTURES = [url(file(picture(seed, 5, 6))) for seed in range(3)]
 """Of one size: 30 tokens each."""
@@ -71,10 +76,10 @@ def logprobs(answer: ChatCompletion) -> list[float]:
 def test_an_answer_is_what_mlx_lm_computes(client: OpenAI, vision_model: Path, device) -> None:
     answer = ask(client, "What is ", PICTURES[0], " and ", PICTURES[1], "?")
     network = load_network(vision_model, device)
-    processor = load_processor(network.model, network.config)
+    own = load_processor(network.model, network.config)
     tokenizer = Tokenizer(vision_model)
     said = "<|im_start|>user\nWhat is <|patch|> and <|patch|>?<|im_end|>\n<|im_start|>assistant\n"
-    text, values = processor(said, images=[picture(0, 5, 6), picture(1, 5, 6)])
+    text, values = own(said, images=[picture(0, 5, 6), picture(1, 5, 6)])
     tokens = tokenizer.encode(text, special=False)
     assert answer.usage.prompt_tokens == len(tokens)
     inputs = network.model.embed_inputs(mx.array([tokens]), pixel_values=values)
@@ -238,6 +243,13 @@ def test_a_tokenizer_without_the_images_tokens_refuses_them(vision_model: Path, 
             ask(client, PICTURES[0])
 
 
+def test_the_start_says_when_pillow_is_missing(vision_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "available", lambda: False)
+    told: list[str] = []
+    assert _image_reader(_processor(), Tokenizer(vision_model), Settings(), told.append) is not None
+    assert "pip install 'jackfield[vision]'" in told[0]
+
+
 # ---------------------------------------------------------------------------------------- prompts
 
 
@@ -250,15 +262,13 @@ def rendered(tokenizer: Tokenizer, messages: list[dict[str, Any]], **fields: Any
     """The prompt as text, with one token for each image."""
     reader = ImageReader(_processor(1), ImageLimits())
     request = ChatCompletionRequest.model_validate({"model": "m", "messages": messages, **fields})
-    pictures = __import__("asyncio").run(reader.read(request))
+    pictures = asyncio.run(reader.read(request))
     tokens, images = chat_prompt(request, tokenizer, pictures)
     assert len(images) == len(list(request.images()))
     return tokenizer.decode(tokens, special=True).replace("<|image_start|><|patch|><|image_end|>", "[image]")
 
 
 def _processor(tokens: int | None = None) -> ImageProcessor:
-    from vision_models import config, processor
-
     return ImageProcessor(processor(config(96, 7)), tokens)
 
 
@@ -299,8 +309,6 @@ def test_refusals_of_the_past_are_texts_beside_images(tokenizer: Tokenizer) -> N
 
 
 def test_plugins_count_images_with_what_is_left(tokenizer: Tokenizer) -> None:
-    import asyncio
-
     request = asked(*PICTURES[:2])
     pictures = asyncio.run(ImageReader(_processor(), ImageLimits()).read(request))
     document = json.loads(request.model_dump_json(exclude_unset=True))
@@ -312,8 +320,6 @@ def test_plugins_count_images_with_what_is_left(tokenizer: Tokenizer) -> None:
 
 
 def test_a_model_without_eyes_names_those_that_have_some(tokenizer: Tokenizer) -> None:
-    from jackfield.errors import UnsupportedError
-
     with pytest.raises(UnsupportedError, match="Text alone") as caught:
         chat_prompt(asked(PICTURES[0]), tokenizer)
     assert "muse_spark" in caught.value.suggestions[1]

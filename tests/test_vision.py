@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import struct
+import sys
 import zlib
 from io import BytesIO
 from typing import Any
@@ -274,7 +275,7 @@ def test_too_many_images() -> None:
 
 
 def test_without_pillow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UnsupportedError, match="Pillow is not installed") as caught:
         read(asked(url(b"x")))
     assert "jackfield[vision]" in caught.value.suggestions[0]
