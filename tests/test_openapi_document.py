@@ -262,6 +262,18 @@ def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     }
 
 
+def test_a_route_without_the_prefix_is_declared_as_the_one_with_it() -> None:
+    declared = document()["paths"]
+    for path in [path for path in declared if path.startswith("/v1/")]:
+        short = declared[path.removeprefix("/v1")]
+        assert declared[path].keys() == short.keys()
+        assert declared[path].get("parameters") == short.get("parameters")
+        for method in short.keys() - {"parameters"}:
+            own = {"operationId", "summary", "description"}
+            for key in (declared[path][method].keys() | short[method].keys()) - own:
+                assert declared[path][method].get(key) == short[method].get(key), f"{method} {path} {key}"
+
+
 def test_every_error_has_the_envelope() -> None:
     for name, response in document()["components"]["responses"].items():
         schema = response["content"]["application/json"]["schema"]["$ref"]

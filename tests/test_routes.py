@@ -69,6 +69,19 @@ def test_every_route_of_the_api_has_a_sample() -> None:
     assert {(method, path) for method, path in declared_routes() if f"/v1{path}" in paths()} == SAMPLES.keys()
 
 
+def test_a_route_without_the_prefix_is_the_one_with_it() -> None:
+    served = {
+        (method, route.path): route.endpoint
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+    }
+    prefixed = [(method, path) for method, path in served if path.startswith("/v1/") and method != "HEAD"]
+    assert len(prefixed) == len(SAMPLES)
+    for method, path in prefixed:
+        assert served[method, path] is served[method, path.removeprefix("/v1")]
+
+
 def paths() -> set[str]:
     return {path for _, path in declared_routes()}
 

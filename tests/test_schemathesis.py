@@ -28,7 +28,9 @@ def run(tiny_server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     report = folder / "report.har"
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", str(DOCUMENT), "--url", tiny_server.url]
     # It is refused whatever is sent, which Schemathesis finds suspicious.
-    command += ["--exclude-operation-id", "cancelResponse", "--exclude-operation-id", "cancelResponseWithoutPrefix"]
+    command += ["--exclude-operation-id", "cancelResponse"]
+    # Those without the prefix are the same, which test_routes.py and test_openapi_document.py hold them to.
+    command += ["--exclude-path-regex", "^/(?!v1/|health$|ready$|metrics$)"]
     command += ["--phases", "coverage,fuzzing", "--mode", "all", "--checks", ",".join(CHECKS)]
     # The same requests every time, and none that are kept for the next run.
     command += ["--max-examples", "20", "--generation-deterministic", "--request-timeout", "60", "--no-color"]
@@ -45,7 +47,7 @@ def run(tiny_server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
     )
     assert done.returncode in {0, 1}, done.stdout
@@ -59,7 +61,6 @@ def test_nothing_breaks_the_contract(run: tuple[str, Counter[tuple[str, int]]]) 
     assert "No issues found" in said, said
 
 
-@pytest.mark.parametrize("prefix", ["/v1", ""])
 @pytest.mark.parametrize(
     ("path", "right", "wrong"),
     [
@@ -76,8 +77,8 @@ def test_nothing_breaks_the_contract(run: tuple[str, Counter[tuple[str, int]]]) 
     ],
 )
 def test_right_and_wrong_requests_were_among_them(
-    run: tuple[str, Counter[tuple[str, int]]], prefix: str, path: str, right: int, wrong: int
+    run: tuple[str, Counter[tuple[str, int]]], path: str, right: int, wrong: int
 ) -> None:
     _, answers = run
-    assert answers[prefix + path, 200] >= right
-    assert answers[prefix + path, 400] >= wrong
+    assert answers[f"/v1{path}", 200] >= right
+    assert answers[f"/v1{path}", 400] >= wrong
