@@ -61,7 +61,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     """End the server as ``systemctl stop`` would."""
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

@@ -43,7 +43,7 @@ benchmarks/agreement.py measures here; another BLAS may need more."""
 QUANTIZED_TOLERANCE = 0.5
 """With keys and values in 8 bits: an element on the edge of two steps falls to one or the other, in every layer.
 By 0.33 at most in benchmarks/agreement.py, so this finds what is wrong by far, and no more."""
-TIMEOUT = 240
+TIMEOUT = 600
 
 SCHEMA = {
     "type": "object",
