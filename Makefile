@@ -131,10 +131,14 @@ help:  ## list what can be made
 serve: $(RUNTIME)  ## install Jackfield here, then start it (ARGS="..." goes to `jackfield serve`)
 	@exec $(BIN)/jackfield serve $(ARGS)
 
+# Two files at a time; the few that ARGS picks out are done sooner without workers, which have to start first.
+WORKERS ?= $(if $(ARGS),0,2)
+workers  = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
+
 # $(call measured,FOLDER,PYTEST-ARGUMENTS): the tests, and how much of FOLDER they cover.
 define measured
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest $(2) $(ARGS)
+	@$(BIN)/coverage run -m pytest $(workers) $(2) $(ARGS)
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report --include='$(1)/*' $(if $(ARGS),--fail-under=0)
 endef

@@ -9,6 +9,13 @@ from serving import Server, serve
 
 pytest_plugins = ["model_fixtures"]
 
+SLOWEST = ("test_openai_sdk.py", "test_under_load.py", "test_schemathesis.py", "test_hang_up.py", "test_service.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files come first: of two workers, neither is to wait for the other one in the end."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
 
 @pytest.fixture(scope="session")
 def starter_server(starter: Path) -> Iterator[Server]:

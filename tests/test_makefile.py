@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")
 # Runs what the Makefile asks a Python about itself, with something changed first.
 ASKED = '#!/bin/sh\nexec "{real}" -c \'import sys, platform; {change}; exec(sys.argv[2])\' "$@"\n'
 GOOD = 'platform.libc_ver = lambda: ("glibc", "2.36")'
-# A Python that will do. In its virtual environments, python and jackfield write down how they were called.
+# A Python that will do. In its virtual environments, programs write down how they were called.
 WORKING = """#!/bin/sh
 test "$1" = -c && exit
 echo "venv by ${0##*/}" >>log
@@ -34,6 +34,10 @@ END
 cat >.venv/bin/jackfield <<'END'
 #!/bin/sh
 echo "jackfield $* $JACKFIELD_PORT" >>log
+END
+cat >.venv/bin/coverage <<'END'
+#!/bin/sh
+echo "coverage $*" >>log
 END
 chmod +x .venv/bin/*
 """
@@ -164,6 +168,34 @@ def test_serve_installs_once_and_again_when_the_project_changes(checkout: Checko
     assert checkout.log == ["pip -q install -e .[mkl] -e ./plugins/jackfield-new", "jackfield serve "]
     checkout.make("test")
     assert checkout.log[0] == "pip -q install -e .[test,lint,mkl] -e ./plugins/jackfield-new[test]"
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "run"),
+    [
+        ("test", [], "-n 2 --dist loadfile --no-loadscope-reorder"),
+        ("test", ["WORKERS=4"], "-n 4 --dist loadfile --no-loadscope-reorder"),
+        ("test", ["WORKERS=1"], ""),
+        ("test", ["WORKERS=0"], ""),
+        ("test", ["ARGS=tests/test_x.py -x"], "tests/test_x.py -x"),
+        ("test", ["ARGS=-x", "WORKERS=3"], "-n 3 --dist loadfile --no-loadscope-reorder -x"),
+        ("test-plugins", [], "-n 2 --dist loadfile --no-loadscope-reorder plugins"),
+        ("test-plugins", ["ARGS=-k apns"], "plugins -k apns"),
+    ],
+)
+def test_tests_run_on_two_workers_unless_some_are_picked_out(
+    checkout: Checkout, target: str, arguments: list[str], run: str
+) -> None:
+    checkout.program("python3", WORKING)
+    assert checkout.make(target, *arguments).returncode == 0
+    folder = "plugins" if target == "test-plugins" else "server"
+    limit = " --fail-under=0" if "ARGS" in "".join(arguments) else ""
+    assert checkout.log[2:] == [
+        "coverage erase",
+        f"coverage run -m pytest {run}".rstrip(),
+        "coverage combine -q",
+        f"coverage report --include={folder}/*{limit}",
+    ]
 
 
 @pytest.mark.parametrize(
