@@ -20,7 +20,7 @@ from jackfield.testing import JackfieldServer, StartServer
 from model_fixtures import TOKENIZER_FILES, random_weights, write_model
 from serving import Server, serve
 
-LIGHT = {"test_guide.py", "test_llm.py", "test_openai_python.py", "test_pydantic_ai.py"}
+LIGHT = {"test_anthropic_python.py", "test_guide.py", "test_llm.py", "test_openai_python.py", "test_pydantic_ai.py"}
 CONTEXT_LENGTH = 131_072
 """Room for what assistants send, at a token for each byte."""
 
@@ -40,6 +40,13 @@ def desk(server: JackfieldServer, tmp_path: Path) -> Iterator[Desk]:
     with access_log() as lines:
         yield Desk(tmp_path / "desk", server.url, lines)
     assert not [record for record in server.records if record.kind in ("failed", "cancelled")]
+
+
+@pytest.fixture
+def small_desk(jackfield_server: StartServer, tmp_path: Path) -> Iterator[Desk]:
+    """A desk at a server that has no room for what assistants send."""
+    with access_log() as lines:
+        yield Desk(tmp_path / "desk", jackfield_server(context_length=16_000).url, lines)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ class Assistant:
     write: tuple[str, dict[str, Any]]
     shell: tuple[str, dict[str, Any]]
     environment: dict[str, str] = field(default_factory=dict)
+    asks: Asked = CHAT
 
     def run(self, desk: Desk) -> Output:
         """Have it do what the page asks it to."""
@@ -50,7 +51,16 @@ OPENCODE = Assistant(
     shell=("bash", {"command": "cat copy.txt notes.txt", "description": "Shows both files"}),
     environment={"OPENCODE_DISABLE_MODELS_FETCH": "1"},
 )
-ASSISTANTS = pytest.mark.parametrize("assistant", [CN, PI, OPENCODE], ids=lambda one: one.title)
+CLAUDE_CODE = Assistant(
+    "Claude Code",
+    read=("Read", {"file_path": "notes.txt"}),
+    write=("Write", {"file_path": "copy.txt", "content": "written"}),
+    shell=("Bash", {"command": "cat copy.txt notes.txt", "description": "Shows both files"}),
+    environment={"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "4096"},
+    asks=Asked("POST", "/v1/messages?beta=true", 200),
+)
+ALL = [CN, PI, OPENCODE, CLAUDE_CODE]
+ASSISTANTS = pytest.mark.parametrize("assistant", ALL, ids=lambda one: one.title)
 
 
 @ASSISTANTS
@@ -65,7 +75,7 @@ def test_it_calls_its_tools_and_tells_what_they_gave(assistant: Assistant, serve
     assert (desk.project / "copy.txt").read_text() == "written"
     # A request for each call, one for the end, and perhaps one for a title.
     asked = desk.asked()
-    assert set(asked) == {CHAT}
+    assert set(asked) == {assistant.asks}
     assert len(asked) in (4, 5)
 
 
@@ -74,10 +84,10 @@ def test_it_survives_garbage(assistant: Assistant, babbling_desk: Desk) -> None:
     output = assistant.run(babbling_desk)
     # Which may be nothing at all.
     assert output.status == 0, output
-    assert set(babbling_desk.asked()) == {CHAT}
+    assert set(babbling_desk.asked()) == {assistant.asks}
 
 
-@ASSISTANTS
+@pytest.mark.parametrize("assistant", [CN, PI, OPENCODE], ids=lambda one: one.title)
 def test_it_ends_when_an_answer_is_cut(assistant: Assistant, server: JackfieldServer, desk: Desk) -> None:
     server.answers(lambda prompt: "On and on. " * 1000)
     output = assistant.run(desk)
@@ -85,3 +95,20 @@ def test_it_ends_when_an_answer_is_cut(assistant: Assistant, server: JackfieldSe
     assert "On and on." in output.out
     assert set(desk.asked()) == {CHAT}
     assert any(record.data["finish_reasons"] == ["length"] for record in server.records if record.kind == "completed")
+
+
+def test_claude_code_asks_for_the_rest_of_an_answer_and_says_when_it_gives_up(
+    server: JackfieldServer, desk: Desk
+) -> None:
+    server.answers(lambda prompt: "On and on. " * 1000)
+    output = CLAUDE_CODE.run(desk)
+    assert output.status == 1, output
+    assert "output token maximum" in output.out
+    assert desk.asked() == [CLAUDE_CODE.asks] * 4
+
+
+def test_claude_code_knows_a_prompt_that_is_too_long(small_desk: Desk) -> None:
+    output = CLAUDE_CODE.run(small_desk)
+    assert output.status == 1, output
+    assert "Prompt is too long" in output.out
+    assert {one.status for one in small_desk.asked()} == {400}

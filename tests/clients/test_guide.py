@@ -25,6 +25,8 @@ PACKAGES = {
     "Continue": "@continuedev/cli",
     "pi": "@mariozechner/pi-coding-agent",
     "opencode": "opencode-ai",
+    "Claude Code": "@anthropic-ai/claude-code",
+    "Anthropic SDK for Python": "anthropic",
 }
 
 
