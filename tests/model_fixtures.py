@@ -15,6 +15,7 @@ import numpy as np
 import platformdirs
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, processors
 
 from jackfield.models.device import Device, detect_device, load_blas
 from jackfield.models.sources import resolve
@@ -144,6 +145,49 @@ def vision_model(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from vision_models import write_vision_model
 
     return write_vision_model(starter, tmp_path_factory.mktemp("vision-model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random network with all that Qwen3-Embedding-8B's files say: no prefixes, no head, and what to pool."""
+    folder = tmp_path_factory.mktemp("embedder") / "Qwen3-Embedding-tiny"
+    write_embedder(starter, folder)
+    return folder
+
+
+def write_embedder(starter: Path, folder: Path) -> None:
+    """A Qwen3-Embedding checkpoint with the starter's tokenizer."""
+    folder.mkdir()
+    _copy(starter, folder, TOKENIZER_FILES)
+    end_texts(folder)
+    vocabulary = json.loads((starter / "config.json").read_text())["vocab_size"]
+    config = tiny_config("qwen3", vocabulary)
+    weights = {name.removeprefix("model."): weight for name, weight in random_weights(config).items()}
+    write_model(folder, config | {"tie_word_embeddings": False, "eos_token_id": 0}, weights)
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": path,
+            "type": f"sentence_transformers.models.{path[2:] or 'Transformer'}",
+        }
+        for index, path in enumerate(("", "1_Pooling", "2_Normalize"))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": TINY["hidden_size"], "include_prompt": True}
+    modes = {
+        f"pooling_mode_{mode}": mode == "lasttoken" for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling | modes))
+
+
+def end_texts(folder: Path, end: str = "<|endoftext|>") -> None:
+    """Let the tokenizer in ``folder`` put ``end`` behind each text."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    template = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))])
+    tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def tiny_config(architecture: str, vocabulary: int, **changes: Any) -> dict[str, Any]:

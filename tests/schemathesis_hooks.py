@@ -29,14 +29,14 @@ def before_call(_context: schemathesis.HookContext, case: schemathesis.Case, _kw
         return
     if isinstance(body.get("model"), str) and body["model"]:
         body["model"] = MODEL
+    if is_number(body.get("timeout")) and 0 < body["timeout"] <= 86400:
+        body["timeout"] = 86400
     limit = LIMITS.get(case.path.rpartition("/")[2])
     if limit is None:
         return
     body.setdefault(limit, 2)
     if body[limit] in (None, -1) or (is_integer(body[limit]) and body[limit] > 2):
         body[limit] = 2
-    if is_number(body.get("timeout")) and 0 < body["timeout"] <= 86400:
-        body["timeout"] = 86400
     for name in ("n", "n_cmpl", "best_of"):
         if is_integer(body.get(name)) and 2 < body[name] <= 128:
             body[name] = 2

@@ -33,6 +33,7 @@ from jackfield.engine.worker import probe
 from jackfield.errors import EngineError, MemoryPressureError, ModelLoadError, QueueFullError
 from jackfield.events import Event, EventBus
 from jackfield.models.device import Blas, Device
+from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.loading import load_network
 from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
@@ -136,7 +137,7 @@ def serving(folder: Path, fault: Fault) -> Iterator[str]:
     bus = EventBus()
     bus.listen(fault.heard.append)
     engine = fault.engine = Engine(load, CAPACITY, events=bus, name="tiny")
-    model = ServedModel("tiny", Tokenizer(folder), engine, 512, 49152, {})
+    model = ServedModel("tiny", Tokenizer(folder), engine, 512, 49152, {}, embedding=EmbeddingSpec(64))
     app = create_app(Settings(), Registry([model]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
 
@@ -213,6 +214,10 @@ def chat(url: str, **fields) -> httpx2.Response:
     return httpx2.post(f"{url}/v1/chat/completions", json={**QUESTION, **fields}, timeout=60)
 
 
+def embed(url: str, texts: list[str]) -> httpx2.Response:
+    return httpx2.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": texts}, timeout=60)
+
+
 def events(response: httpx2.Response) -> list[dict]:
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
@@ -229,6 +234,19 @@ def test_a_failing_step_is_a_retryable_error_and_the_next_request_is_answered(ur
     assert response.json()["error"]["suggestions"]
     until_ready(url)
     assert chat(url).status_code == 200
+    assert fault.kinds() == ["engine_failed", "engine_restarted"]
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["at once", "in the middle"])
+def test_embeddings_fail_in_the_same_way(url, fault, steps):
+    texts = ["word " * 400] * 20  # more than one batch
+    fault.steps = [None] * steps + [RuntimeError("a kernel failed")]
+    response = embed(url, texts)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert response.json()["error"]["code"] == "engine_error"
+    until_ready(url)
+    assert len(embed(url, texts).json()["data"]) == 20
     assert fault.kinds() == ["engine_failed", "engine_restarted"]
 
 
@@ -275,6 +293,21 @@ def test_a_full_queue_is_429_with_its_length_and_when_to_try_again(url, fault):
     assert response.json()["error"]["code"] == "queue_full"
     assert "4 requests" in response.json()["error"]["message"]
     assert len(chat(url, n=2 * CAPACITY).json()["choices"]) == 2 * CAPACITY, "let in when nobody waits"
+
+
+def test_many_texts_take_one_place(url, fault):
+    go_on = threading.Event()
+    fault.steps = [go_on]
+    with ThreadPoolExecutor() as clients:
+        waiting = [clients.submit(embed, url, ["Hi"] * 100) for _ in range(CAPACITY)]
+        try:
+            until(lambda: len(fault.engine._waiting) == CAPACITY)
+            response = embed(url, ["Hi"])
+        finally:
+            go_on.set()
+        assert [len(answer.result().json()["data"]) for answer in waiting] == [100] * CAPACITY
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "queue_full"
 
 
 def test_places_are_kept_between_admission_and_submission(url, fault, monkeypatch):

@@ -27,8 +27,10 @@ from jackfield.errors import ModelLoadError
 from jackfield.models import blocks
 from jackfield.models.convert import convert
 from jackfield.models.device import Device
+from jackfield.models.embedding import read_embedding_spec
 from jackfield.models.gguf import TENSOR_TYPES
 from jackfield.models.loading import load_network
+from jackfield.models.tokenizer import Tokenizer as ModelTokenizer
 from model_fixtures import random_weights, tiny_config, write_model
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -316,6 +318,15 @@ def test_prompts_begin_with_the_bos_token_where_the_model_wants_it(metadata: dic
     bos = VOCABULARY.index("<|endoftext|>")
     assert tokenizer.encode("hello").ids == [bos, VOCABULARY.index("hello")]
     assert tokenizer.encode("hello", add_special_tokens=False).ids == [VOCABULARY.index("hello")]
+
+
+def test_a_token_that_ends_texts_is_for_embeddings_alone(tmp_path: Path) -> None:
+    folder = converted(written(tmp_path, metadata={"tokenizer.ggml.add_eos_token": True}))
+    tokenizer = ModelTokenizer(folder)
+    assert not tokenizer.closes_texts
+    found = read_embedding_spec(folder, "model", tokenizer)
+    assert (found.pooling, found.end) == ("last", tokenizer.end_token)
+    assert found.end is not None
 
 
 def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:

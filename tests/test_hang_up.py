@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -144,6 +145,41 @@ def test_a_chat(server: Server, stream: bool) -> None:
                 call.until(is_text)
             else:
                 other.until(is_text, times=12)
+
+
+def test_embeddings(server: Server) -> None:
+    """While they are read, and while they wait for a place. What is abandoned here is more than PATIENCE can read."""
+    texts = [prompt(6000) for _ in range(8)]
+    with ExitStack() as stack:
+        for _ in range(SLOTS):
+            with closing(Call(server, "/embeddings", input=texts)):
+                until_reading(server, 1)
+            until_reading(server, 0)
+            endless(server, stack)
+        with closing(Call(server, "/embeddings", input=texts)):
+            until_waiting(server, 1)
+        until_waiting(server, 0)
+
+
+def until_reading(server: Server, requests: int) -> None:
+    until_gauge(server, "num_requests_reading", requests)
+
+
+def until_waiting(server: Server, requests: int) -> None:
+    until_gauge(server, "num_requests_waiting", requests)
+
+
+def until_gauge(server: Server, name: str, value: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while gauge(server, name) != value:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gauge(server: Server, name: str) -> float:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=PATIENCE) as response:
+        (line,) = [line for line in response.read().decode().splitlines() if line.startswith(f"jackfield_{name}{{")]
+    return float(line.split()[-1])
 
 
 def test_many_one_after_another(server: Server) -> None:

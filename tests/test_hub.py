@@ -58,6 +58,17 @@ def test_only_data_files_of_the_top_folder_are_downloaded(hub: FakeHub) -> None:
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_an_embedding_models_pooling_is_downloaded_too(hub: FakeHub) -> None:
+    own = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/model.safetensors": b"more weights"}
+    hub.repositories[NAME].update(own)
+    folder = fetch()
+    assert {path.name for path in folder.iterdir()} == SERVED | {"modules.json", "1_Pooling"}
+    assert (folder / "1_Pooling" / "config.json").read_bytes() == b"{}"
+    hub.downloads.clear()
+    assert fetch() == folder
+    assert hub.downloads == []
+
+
 def test_a_second_run_downloads_nothing(hub: FakeHub) -> None:
     first = fetch()
     del hub.downloads[:]

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from jackfield.errors import ModelLoadError
 from jackfield.models import loading
+from jackfield.models.architecture import from_folder
 from jackfield.models.device import REFERENCE, Device
+from jackfield.models.headless import tensor_names
 from jackfield.models.loading import context_length, float32_bytes, load_network
 from jackfield.models.memory import Memory
 from model_fixtures import random_weights, tiny_config, write_config, write_model
@@ -160,6 +162,48 @@ def test_a_plugin_prepares_the_model_before_its_weights_are_changed(quantized: P
     head = network.model.lm_head
     assert (head.weight.dtype, head.scales.dtype) == (mx.uint32, mx.bfloat16)
     assert network.model(PROMPT).shape == (1, 5, 64)
+
+
+# Networks without a head
+
+
+def headless(folder: Path, *, prefix: str, tied: bool) -> Path:
+    """An embedding model's checkpoint: the network alone, whatever config.json says of a head."""
+    config = tiny_config("qwen3", 64)
+    weights = {prefix + name.removeprefix("model."): weight for name, weight in random_weights(config).items()}
+    write_model(folder, config | {"tie_word_embeddings": tied}, weights)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "model."], ids=["bare", "prefixed"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_network_without_head_loads_and_runs(
+    prefix: str, tied: bool, tmp_path: Path, plain: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "headless"
+    folder.mkdir()
+    network = load_network(headless(folder, prefix=prefix, tied=tied), CPU)
+    assert mx.allclose(network.model(PROMPT), load_network(plain, CPU).model(PROMPT))
+    assert type(network.model).__module__ == "mlx_lm.models.qwen3"
+    assert ("what it writes means nothing" in caplog.text) != tied
+    assert from_folder(folder).vocabulary == 64
+
+
+def test_a_head_by_another_name_is_none_that_is_missing(tmp_path: Path) -> None:
+    config = tiny_config("qwen3", 64, tie_word_embeddings=False)
+    weights = random_weights(config)
+    weights["output.weight"] = weights.pop("lm_head.weight")
+    write_model(tmp_path, config, weights)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="do not fit its config"):
+        load_network(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"\x01\0\0\0\0\0\0\0{"], ids=repr)
+def test_headers_that_are_none_name_nothing(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert tensor_names(tmp_path) == set()
 
 
 # What is known of a network

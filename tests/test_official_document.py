@@ -270,6 +270,16 @@ def test_input_items(tiny_server: Server) -> None:
     assert differences("ResponseItemList", listed) == set()
 
 
+@pytest.mark.parametrize("texts", ["Hi", ["Hi", "Hello"], [1, 2], [[1, 2], [3]]], ids=str)
+def test_embeddings(tiny_server: Server, texts: Any) -> None:
+    body = {"model": tiny_server.model, "input": texts, "encoding_format": "float"}
+    status, answer = post(tiny_server, "/v1/embeddings", body)
+    assert status == 200
+    said = json.loads(answer)
+    assert differences("CreateEmbeddingResponse", said) == set()
+    assert len(said["data"]) == (2 if texts in (["Hi", "Hello"], [[1, 2], [3]]) else 1)
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/models"])
 def test_models(tiny_server: Server, path: str) -> None:
     status, said = post(tiny_server, path, b"", "GET")
@@ -296,7 +306,11 @@ def test_models(tiny_server: Server, path: str) -> None:
         ("/v1/responses", {"input": "Hi", "previous_response_id": "resp_1"}, 400),
         ("/v1/responses/resp_1/cancel", {}, 404),
         ("/v1/models", {}, 405),
-        ("/v1/embeddings", {}, 404),
+        ("/v1/embeddings", {}, 400),
+        ("/v1/embeddings", {"input": ""}, 400),
+        ("/v1/embeddings", {"input": "Hi", "dimensions": 3}, 400),
+        ("/v1/embeddings", {"input": "Hi " * 9000}, 400),
+        ("/v1/images/generations", {}, 404),
     ],
 )
 def test_errors(tiny_server: Server, path: str, body: Any, expected: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from anthropic.types.beta import message_count_tokens_params as beta_count_params
 from anthropic.types.beta import message_create_params as beta_create_params
-from openai.types import completion_create_params
+from openai.types import EmbeddingCreateParams, completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -27,6 +27,7 @@ from jackfield.protocol.anthropic.request import MessagesRequest, TokenCountRequ
 from jackfield.protocol.base import AnswerModel, RequestBody
 from jackfield.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from jackfield.protocol.completions import Completion, CompletionChunk, CompletionRequest
+from jackfield.protocol.embeddings import EmbeddingList, EmbeddingsRequest
 from jackfield.protocol.errors import ErrorEnvelope
 from jackfield.protocol.fim import FimCompletionRequest
 from jackfield.protocol.infill import InfillAnswer, InfillChunk, InfillRequest
@@ -55,6 +56,7 @@ PATHS: dict[type[RequestBody], str] = {
     ResponseRequest: "responses",
     MessagesRequest: "messages",
     TokenCountRequest: "messages/count_tokens",
+    EmbeddingsRequest: "embeddings",
     TokenizeRequest: "tokenize",
     DetokenizeRequest: "detokenize",
     ApplyTemplateRequest: "apply-template",
@@ -98,6 +100,7 @@ ANSWERS: list[type[AnswerModel]] = [
     MessageAnswer,
     TokenCount,
     *MESSAGES_EVENTS,
+    EmbeddingList,
     Tokens,
     Detokenized,
     TemplateApplied,
@@ -222,6 +225,7 @@ def described(name: str) -> Iterator[tuple[str, Schema]]:
         (beta_create_params.MessageCreateParamsBase, MessagesRequest),
         (message_count_tokens_params.MessageCountTokensParams, TokenCountRequest),
         (beta_count_params.MessageCountTokensParams, TokenCountRequest),
+        (EmbeddingCreateParams, EmbeddingsRequest),
     ],
     ids=name_of,
 )
@@ -251,7 +255,7 @@ def section(model: type[BaseModel]) -> str:
 def test_every_v1_route_is_also_there_without_the_prefix() -> None:
     routes = declared_routes()
     prefixed = {(method, path.removeprefix("/v1")) for method, path in routes if path.startswith("/v1/")}
-    assert len(prefixed) == 18
+    assert len(prefixed) == 19
     assert prefixed <= routes
     assert routes - prefixed - {(method, f"/v1{path}") for method, path in prefixed} == {
         ("GET", "/health"),
@@ -291,6 +295,7 @@ def test_every_error_has_the_envelope() -> None:
         "/v1/infill",
         "/v1/responses",
         "/v1/messages",
+        "/v1/embeddings",
     ],
 )
 def test_generation_declares_its_errors(path: str) -> None:

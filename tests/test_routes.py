@@ -27,6 +27,7 @@ SAMPLES = {
     ("GET", "/responses/{response_id}/input_items"): None,
     ("POST", "/messages"): {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
     ("POST", "/messages/count_tokens"): {"messages": [{"role": "user", "content": "Hi"}]},
+    ("POST", "/embeddings"): {"input": "Hi"},
     ("POST", "/tokenize"): {"prompt": "Hi"},
     ("POST", "/detokenize"): {"tokens": [1, 2]},
     ("POST", "/apply-template"): {"messages": [{"role": "user", "content": "Hi"}]},

@@ -71,6 +71,7 @@ def test_nothing_breaks_the_contract(run: tuple[str, Counter[tuple[str, int]]]) 
         ("/responses", 10, 100),
         ("/messages", 5, 100),
         ("/messages/count_tokens", 5, 50),
+        ("/embeddings", 10, 30),
         ("/tokenize", 5, 50),
         ("/detokenize", 1, 10),
         ("/apply-template", 5, 50),

@@ -17,6 +17,7 @@ from jackfield.api.anthropic.messages import count_tokens, messages
 from jackfield.api.arrival import Arrival
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
+from jackfield.api.embeddings import embeddings
 from jackfield.api.fim import fim_completions
 from jackfield.api.infill import infill
 from jackfield.api.metrics import metrics
@@ -52,6 +53,7 @@ _API = [
     ("/responses/{response_id:response}/input_items", input_items, "GET"),
     ("/messages", messages, "POST"),
     ("/messages/count_tokens", count_tokens, "POST"),
+    ("/embeddings", embeddings, "POST"),
     ("/tokenize", tokenize, "POST"),
     ("/detokenize", detokenize, "POST"),
     ("/apply-template", apply_template, "POST"),

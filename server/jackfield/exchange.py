@@ -14,6 +14,7 @@ from jackfield.events import Event, EventBus, Level
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import LogRecord, RecordKind, RequestInfo
 from jackfield.protocol.asking import Asking
+from jackfield.protocol.embeddings import EmbeddingsRequest
 from jackfield.protocol.extension import CompressionReport
 
 
@@ -51,12 +52,15 @@ class Exchange:
         info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
         return cls(info, state.hooks, state.events, state.settings.slow_seconds)
 
-    def asks(self, asked: Asking) -> None:
+    def asks(self, asked: Asking | EmbeddingsRequest) -> None:
         """What the client wants has been read.
 
         Raises:
             InvalidRequestError: it has options for a plugin that is not there.
         """
+        if isinstance(asked, EmbeddingsRequest):
+            self.info = replace(self.info, model=asked.model)
+            return
         options = asked.jackfield if isinstance(asked.jackfield, dict) else {}
         for name in options:
             self._check_plugin(name)
@@ -120,6 +124,11 @@ class Exchange:
             compression = self.compression.model_dump() if self.compression else None
             self.station("completed", **told, compression=compression)
             self._tell("completed", "info", f"Answered in {told['seconds']:.2f} seconds.", told)
+
+    def embedded(self, **data: Any) -> None:
+        """There are vectors instead of an answer, so most of what is told of answers is nothing."""
+        nothing = {"cached_tokens": 0, "completion_tokens": 0, "tokens_per_second": 0.0}
+        self.completed(finish_reasons=[], ended_by=[], confidence=[], **nothing, **data)
 
     def failed(self, error: Exception) -> None:
         """There is no answer, or not all of it."""

@@ -22,6 +22,7 @@ SCOPES = {
     "/fim/completions": "inference",
     "/messages": "inference",
     "/messages/count_tokens": "inference",
+    "/embeddings": "inference",
     "/models": "inference",
     "/responses": "inference",
     "/tokenize": "inference",

@@ -12,11 +12,12 @@ from jackfield.errors import PayloadTooLargeError
 from jackfield.exchange import Exchange
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import JsonObject, RequestBody
+from jackfield.protocol.embeddings import EmbeddingsRequest
 from jackfield.protocol.parsing import load, validate
 
 logger = logging.getLogger(__name__)
 
-Model = TypeVar("Model", bound=Asking)
+Model = TypeVar("Model", bound=Asking | EmbeddingsRequest)
 Body = TypeVar("Body", bound=RequestBody)
 Result = TypeVar("Result")
 

@@ -24,6 +24,9 @@ MissReason = Literal["new", "diverged", "evicted", "damaged", "short", "no_snaps
 none was kept here. ``scored``: the prompt's own log probabilities were asked for. ``off``: there is no cache.
 """
 
+Pooling = Literal["mean", "last"]
+"""How the hidden states of a text become one vector: their mean, or the last token's."""
+
 LogitsProcessor = Callable[["tuple[int, ...]", "mx.array"], "mx.array"]
 """Takes a sequence's tokens (prompt and answer) and its next logits, float [vocabulary], and answers logits like
 them. Runs on the engine thread at every step; when it raises, that one request ends with an error."""
@@ -112,6 +115,23 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts whose vectors are wanted."""
+
+    id: str
+    inputs: tuple[tuple[int, ...], ...]
+    """Token ids, at least one of at least one text. Until all of them are read, the request takes its place."""
+    pooling: Pooling
+    priority: int = 0
+    """As for `GenerationRequest`."""
+    deadline: float | None = None
+    """As for `GenerationRequest`."""
+
+
+EngineRequest = GenerationRequest | EmbeddingRequest
+
+
+@dataclass(frozen=True, slots=True)
 class CacheUse:
     """What the prefix cache gave a request."""
 
@@ -161,6 +181,14 @@ class PromptLogprobsEvent:
     tokens: tuple[TokenEvent, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingEvent:
+    """The vectors of a request's texts."""
+
+    vectors: "NDArray[np.float32]"
+    """[inputs, width], each of length 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
     """The last event of every request that was not cancelled."""
@@ -176,4 +204,4 @@ class FinishEvent:
     """From the end of the prompt to the last token."""
 
 
-EngineEvent = StartEvent | PrefillEvent | TokenEvent | PromptLogprobsEvent | FinishEvent
+EngineEvent = StartEvent | PrefillEvent | TokenEvent | PromptLogprobsEvent | EmbeddingEvent | FinishEvent

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_prompt_cache
+from numpy.typing import NDArray
 
 from jackfield.engine.attention import attend_by_slab
 from jackfield.engine.images import ImageEncoder
@@ -27,7 +29,8 @@ from jackfield.engine.kv_cache import (
     row_cache,
 )
 from jackfield.engine.logprobs import logprobs, token_events
-from jackfield.engine.request import PromptImage, TokenEvent
+from jackfield.engine.pooling import Pooler
+from jackfield.engine.request import Pooling, PromptImage, TokenEvent
 from jackfield.engine.slab import ONE_SLAB, Arrays, Row, SlabSizes
 from jackfield.errors import ModelLoadError
 
@@ -70,6 +73,8 @@ class Runner:
         # Shapes are known without evaluating anything.
         sample = self.start()
         self.vocabulary: int = self._first(sample).shape[-1]
+        self.pooler = Pooler.find(model, self.vocabulary)
+        """Makes vectors of texts, if the network's hidden states can be had."""
         self.bytes_per_token = sum(map(_growing_bytes, sample))
         """Bytes that one more position of a row takes, in all layers."""
         self._fixed_bytes = sum(map(_fixed_bytes, sample))
@@ -129,6 +134,14 @@ class Runner:
         mx.eval([cache.state for cache in caches])
         # A slice's activations are much larger than a step's: their buffers are of no use to the next one.
         mx.clear_cache()
+
+    def embed(
+        self, inputs: Sequence[Sequence[int]], pooling: Pooling, caches: list[Cache] | None = None
+    ) -> NDArray[np.float32]:
+        """Pooled hidden states [inputs, width], see :class:`Pooler`; only if there is a ``pooler``."""
+        if self.pooler is None:
+            raise ValueError("this network's hidden states cannot be had")
+        return self.pooler(inputs, pooling, caches)
 
     def encode(self, image: PromptImage) -> mx.array:
         """Embeddings [tokens, hidden] of an image; only if there are ``images``."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from jackfield.engine.batch import DecodeBatch
 from jackfield.engine.blocks import BLOCK_TOKENS
+from jackfield.engine.embedding import Embedding
 from jackfield.engine.kv_cache import PromptSlice
 from jackfield.engine.memory import MemoryGuard
 from jackfield.engine.pace import SCORED_SLICE, PrefillPace
@@ -13,8 +14,10 @@ from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.queue import WaitingQueue
 from jackfield.engine.request import (
     CacheUse,
+    EmbeddingEvent,
+    EmbeddingRequest,
     EngineEvent,
-    GenerationRequest,
+    EngineRequest,
     PrefillEvent,
     PromptLogprobsEvent,
     StartEvent,
@@ -24,7 +27,7 @@ from jackfield.engine.room import Room
 from jackfield.engine.runner import Runner
 from jackfield.engine.sequence import Sequence
 from jackfield.engine.statistics import Statistics
-from jackfield.errors import DeadlineExceededError, JackfieldError, MemoryPressureError
+from jackfield.errors import DeadlineExceededError, EngineError, JackfieldError, MemoryPressureError
 
 READERS = 4
 """Prompts that are processed in turns. A short one need not wait for a long one, and each holds its caches."""
@@ -69,9 +72,9 @@ class Scheduler:
 
     # --- What the engine's thread asks for -----------------------------------------------------------------------
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: EngineRequest) -> None:
         """Put a request in the queue."""
-        self.waiting.put(Sequence(request))
+        self.waiting.put(Embedding.of(request) if isinstance(request, EmbeddingRequest) else Sequence(request))
 
     def cancel(self, request_ids: frozenset[str]) -> None:
         """Forget these requests, wherever they are; what was computed for them stays in the prefix cache."""
@@ -175,15 +178,25 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         """Room for the prompt is promised; what the prefix cache has may come from disk, which takes a while."""
         self.reading.append(sequence)
-        sequence.caches = self.runner.start()
-        if not sequence.scores_prompt:
-            # The last token always runs through the model, since its logits are the next one's.
-            sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1], sequence.request.images)
+        if not isinstance(sequence, Embedding):
+            sequence.caches = self.runner.start()
+            if not sequence.scores_prompt:
+                # The last token always runs through the model, since its logits are the next one's.
+                sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1], sequence.request.images)
         # What was found is the last to give way.
         self.room.give_way()
 
     def _started(self, sequence: Sequence, events: Events) -> None:
         """What the prefix cache had is there."""
+        if not isinstance(sequence, Embedding):
+            self._restore(sequence)
+        if sequence.started is None:
+            sequence.started = time.monotonic()
+            self._count_start(sequence)
+            waited = sequence.started - sequence.submitted
+            events.append((sequence.request.id, StartEvent(waited, sequence.cache_use)))
+
+    def _restore(self, sequence: Sequence) -> None:
         sequence.cache_use = CacheUse(miss="scored")
         if (lookup := sequence.lookup) is not None:
             sequence.lookup = None
@@ -191,11 +204,6 @@ class Scheduler:
             sequence.processed = sequence.stored = sequence.cache_use.tokens
             sequence.snapshots = self._snapshots(sequence, lookup.branch)
         self.runner.reserve(sequence.caches, sequence.length)
-        if sequence.started is None:
-            sequence.started = time.monotonic()
-            self._count_start(sequence)
-            waited = sequence.started - sequence.submitted
-            events.append((sequence.request.id, StartEvent(waited, sequence.cache_use)))
 
     def _snapshots(self, sequence: Sequence, branch: int) -> frozenset[int]:
         """Where to keep the state of caches that cannot be cut: where prompts part, and near this one's end."""
@@ -211,13 +219,17 @@ class Scheduler:
 
     def _shares_step(self, sequence: Sequence) -> bool:
         """Whether its next slice can go through the model together with the last tokens of the others."""
-        return self.runner.fuses and not sequence.scores_prompt and sequence.image is None
+        alone = isinstance(sequence, Embedding) or sequence.scores_prompt or sequence.image is not None
+        return self.runner.fuses and not alone
 
     def _read(self, sequence: Sequence, events: Events) -> float:
         """Process a slice of a prompt by itself, or encode the image that is next; returns the seconds it took."""
         # What the batch still computes must not be taken for the slice's time.
         self.batch.wait()
         started = time.perf_counter()
+        if isinstance(sequence, Embedding):
+            self._embed(sequence, events)
+            return time.perf_counter() - started
         if (image := sequence.image) is not None and sequence.encoded is None:
             sequence.encoded = self.runner.encode(image)
             return time.perf_counter() - started
@@ -229,6 +241,25 @@ class Scheduler:
         self.pace.sliced(len(tokens), time.perf_counter() - started, len(self.batch))
         self._has_read(sequence, len(tokens), events)
         return time.perf_counter() - started
+
+    def _embed(self, embedding: Embedding, events: Events) -> None:
+        """The same for texts whose vectors are wanted; the last slice brings these."""
+        started = time.perf_counter()
+        count = embedding.read(self.runner, self.pace.slice(len(self.batch), len(self.reading)))
+        self.pace.sliced(count, time.perf_counter() - started, len(self.batch))
+        if not embedding.remaining:
+            self.reading.remove(embedding)
+            self._full = False
+            self._deliver(embedding, events)
+
+    def _deliver(self, embedding: Embedding, events: Events) -> None:
+        try:
+            events.append((embedding.request.id, EmbeddingEvent(embedding.vectors())))
+        except FloatingPointError:
+            error = EngineError("The model's output was not a number.", suggestions=("Send it again.",))
+            self._fail(embedding, error, events)
+        else:
+            events.append((embedding.request.id, embedding.finish("stop")))
 
     def _read_and_answer(self, sequence: Sequence, events: Events) -> None:
         """A slice of a prompt and everybody's next token in one pass, for which the weights are read once."""
@@ -381,6 +412,9 @@ class Scheduler:
 
     def _count_start(self, sequence: Sequence) -> None:
         use, counts = sequence.cache_use, self.statistics
+        if isinstance(sequence, Embedding):
+            counts.prompt_tokens += sequence.remaining
+            return
         counts.prompt_tokens += len(sequence.request.prompt)
         counts.cached_tokens["disk"] += use.from_disk
         counts.cached_tokens["memory"] += use.tokens - use.from_disk

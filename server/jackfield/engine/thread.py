@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from jackfield.engine.memory import CAREFUL_SECONDS, is_out_of_memory
-from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest
+from jackfield.engine.request import EngineEvent, EngineRequest, FinishEvent
 from jackfield.engine.scheduler import Events
 from jackfield.engine.statistics import Statistics
 from jackfield.engine.worker import LOOK_SECONDS, Cancel, HeldUpError, Load, Overdue, Submit, Worker
@@ -169,7 +169,7 @@ class Engine:
             raise EngineError(message, suggestions=("Try again in a few seconds.",))
         return self._worker
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
+    def submit(self, request: EngineRequest, deliver: Deliver) -> None:
         """Queue a request that was admitted.
 
         Raises:

@@ -17,7 +17,12 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from jackfield.engine.memory import Pressure, is_out_of_memory
-from jackfield.engine.request import FinishEvent, GenerationRequest, SamplingParameters
+from jackfield.engine.request import (
+    EngineRequest,
+    FinishEvent,
+    GenerationRequest,
+    SamplingParameters,
+)
 from jackfield.engine.scheduler import Events, Scheduler
 from jackfield.engine.statistics import Statistics
 from jackfield.errors import MemoryPressureError
@@ -40,7 +45,7 @@ PROBE = GenerationRequest("probe", (0, 0), max_tokens=1, sampling=SamplingParame
 class Submit:
     """A request for the engine."""
 
-    request: GenerationRequest
+    request: EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +269,7 @@ class Worker:
             self._busy_since = time.monotonic()
             match message:
                 case Submit(request):
-                    scheduler.submit(request.prepare(request) if request.prepare else request)
+                    scheduler.submit(_prepared(request))
                 case Cancel(request_ids):
                     scheduler.cancel(request_ids)
                 case Stop():
@@ -286,6 +291,12 @@ class Worker:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             logger.debug("The event loop has ended before the engine.")
+
+
+def _prepared(request: EngineRequest) -> EngineRequest:
+    if isinstance(request, GenerationRequest) and request.prepare is not None:
+        return request.prepare(request)
+    return request
 
 
 def probe(scheduler: Scheduler) -> None:

@@ -239,6 +239,9 @@ def _config(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "add_bos_token": adds_bos(metadata),
     }
+    if metadata.boolean("tokenizer.ggml.add_eos_token", False):
+        # For embeddings: nothing that is to be gone on with ends so.
+        config["add_eos_token"] = True
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         if _id_key(name) in metadata and 0 <= (index := metadata.integer(_id_key(name))) < len(tokens):
             config[f"{key}_token"] = tokens[index]

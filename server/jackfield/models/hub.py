@@ -33,6 +33,8 @@ NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>\w[\w./-]*))?"
 # Data only: no Python files and no pickles. Weights in sub-folders are other versions of the model.
 WANTED = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
 UNWANTED = ("*/*",)
+POOLING = "1_Pooling/config.json"
+"""The one file of a sub-folder that counts, in embedding models, which have a modules.json."""
 
 
 class Hub:
@@ -51,6 +53,8 @@ class Hub:
             check_folder(folder, weights=False)
             with progress.task(f"Downloading {name}") as task:
                 folder = _download(repository, revision, WANTED, task)
+            if (folder / "modules.json").exists():
+                _download(repository, revision, (POOLING,), None, unwanted=())
         check_folder(folder)
         return folder
 
@@ -112,13 +116,19 @@ def _missing_bytes(repository: str, revision: str) -> int | None:
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
-def _download(repository: str, revision: str, patterns: tuple[str, ...], task: Task | None) -> Path:
+def _download(
+    repository: str,
+    revision: str,
+    patterns: tuple[str, ...],
+    task: Task | None,
+    unwanted: tuple[str, ...] = UNWANTED,
+) -> Path:
     return Path(
         snapshot_download(
             repository,
             revision=revision or None,
             allow_patterns=list(patterns),
-            ignore_patterns=list(UNWANTED),
+            ignore_patterns=list(unwanted),
             tqdm_class=_bars(task),
         )
     )

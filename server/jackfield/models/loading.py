@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from jackfield.errors import ModelLoadError
 from jackfield.models.device import Device, import_mlx_lm
 from jackfield.models.folder import check_folder, read_config
+from jackfield.models.headless import load_options
 from jackfield.models.memory import host_memory
 
 Dtype = Literal["auto", "float32", "keep"]
@@ -71,10 +72,11 @@ def load_network(
 def _load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network with weights that are read when they are first used."""
     import_mlx_lm()
-    from mlx_lm.utils import load_model  # noqa: PLC0415
+    from mlx_lm.utils import _get_classes, load_model  # noqa: PLC0415
 
     try:
-        model, config = load_model(folder, lazy=True)
+        options = load_options(folder, read_config(folder), _get_classes)
+        model, config = load_model(folder, lazy=True, **options)
     except Exception as error:  # model classes raise whatever a wrong config leads to
         raise _explained(folder, error) from error
     return model, config

@@ -9,6 +9,7 @@ from typing import Any
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.thread import Engine
 from jackfield.errors import InvalidRequestError, ModelNotFoundError
+from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.fim import FillInTheMiddle, fill_in_the_middle
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.vision.reader import ImageReader
@@ -27,6 +28,7 @@ class ServedModel:
     """What the model's authors advise in ``generation_config.json``."""
     images: ImageReader | None = None
     """Reads images, if the model does."""
+    embedding: EmbeddingSpec = field(default_factory=lambda: EmbeddingSpec(obstacle="its engine makes none"))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

@@ -26,6 +26,7 @@ from jackfield.events import EventBus
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
 from jackfield.models.device import Device, describe, detect_device, load_blas
+from jackfield.models.embedding import read_embedding_spec
 from jackfield.models.folder import read_json
 from jackfield.models.loading import Network, load_network
 from jackfield.models.memory import host_memory
@@ -55,6 +56,7 @@ async def open_model(
     """
     tokenizer = Tokenizer(folder)
     name = model_id(settings.model)
+    embedding = read_embedding_spec(folder, name, tokenizer)
     load = SchedulerLoader(settings, folder, tell, hooks)
     engine = Engine(
         load,
@@ -73,6 +75,7 @@ async def open_model(
         vocabulary=load.vocabulary,
         defaults=read_json(folder / "generation_config.json"),
         images=_image_reader(load.images, tokenizer, settings, tell),
+        embedding=embedding.with_width(load.embedding_width),
     )
 
 
@@ -115,6 +118,8 @@ class SchedulerLoader:
         self.vocabulary: int
         self.images: ImageProcessor | None = None
         """How the model wants images, if it reads any."""
+        self.embedding_width: int | None
+        """Dimensions of vectors; None if the network makes none."""
 
     def __call__(self, fresh: bool = False) -> Scheduler:
         """Load the model, or take it over from the thread before, unless it is to be read from disk afresh.
@@ -129,6 +134,7 @@ class SchedulerLoader:
         encoder = ImageEncoder(network.model, self.images.own) if self.images else None
         runner = Runner(network.model, kv_bits=self._settings.kv_bits, images=encoder)
         self.vocabulary = runner.vocabulary
+        self.embedding_width = runner.pooler.width if runner.pooler else None
         self._disk = self._disk or self._open_disk(runner, network.dtype)
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
         cache = PrefixCache(self.plan.prefix_cache, self._disk, stateful=stateful(runner.start()))

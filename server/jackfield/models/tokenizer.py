@@ -34,6 +34,8 @@ class Tokenizer:
                 f"The tokenizer in {folder} cannot be loaded: {error}",
                 suggestions=("Check that tokenizer.json and tokenizer_config.json are there and whole.",),
             ) from error
+        self.end_token: int | None = self._tokenizer.eos_token_id
+        """The tokenizer's own; models may name others too."""
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
         own = inspect.signature(type(self._tokenizer).apply_chat_template).parameters
         self._reserved = frozenset(own) - {"kwargs"}
@@ -69,6 +71,11 @@ class Tokenizer:
         tokenizer = self._tokenizer
         roles = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         return {**roles, "tokenizer_class": type(tokenizer).__name__, "chat_template": self.template or None}
+
+    @cached_property
+    def closes_texts(self) -> bool:
+        """Whether `encode` puts a special token behind a text."""
+        return self.encode("a")[-1] != self.encode("a", special=False)[-1]
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of ``tokens``, with or without special tokens."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from jackfield.protocol.base import integral
+from jackfield.protocol.base import Text, integral
 
 
 def _integral_items(value: Any) -> Any:
@@ -27,17 +27,28 @@ def _prompt_kind(value: Any) -> str | None:
     return "=tokens" if value and not isinstance(value[0], str) else "=strings"
 
 
+_BY_KIND = Discriminator(
+    _prompt_kind,
+    custom_error_type="expected",
+    custom_error_message="a string, an array of strings, an array of token ids or an array of such arrays",
+)
 Prompt = Annotated[
     Annotated[str, Tag("=string")]
     | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag("=strings")]
     | Annotated[TokenIds, Tag("=tokens")]
     | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag("=token_lists")],
-    Discriminator(
-        _prompt_kind,
-        custom_error_type="expected",
-        custom_error_message="a string, an array of strings, an array of token ids or an array of such arrays",
-    ),
+    _BY_KIND,
 ]
+MOST_INPUTS = 2048
+"""As OpenAI has it."""
+Inputs = Annotated[
+    Annotated[Text, Tag("=string")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True), Tag("=strings")]
+    | Annotated[TokenIds, Tag("=tokens")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True), Tag("=token_lists")],
+    _BY_KIND,
+]
+"""The same, of which none may be empty."""
 
 
 def each(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

@@ -10,7 +10,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
-from jackfield.engine.request import EngineEvent, FinishEvent, GenerationRequest, StartEvent, TokenEvent
+import numpy as np
+
+from jackfield.engine.request import (
+    CacheUse,
+    EmbeddingEvent,
+    EmbeddingRequest,
+    EngineEvent,
+    EngineRequest,
+    FinishEvent,
+    GenerationRequest,
+    StartEvent,
+    TokenEvent,
+)
 from jackfield.engine.statistics import Statistics
 from jackfield.engine.thread import Deliver
 from jackfield.errors import EngineError
@@ -20,6 +32,9 @@ Result = TypeVar("Result")
 
 CERTAIN = 10.0
 """The logit of the token that the script says, for processors and samplers; all others have 0."""
+
+WIDTH = 8
+"""Dimensions of embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,8 @@ class ScriptedEngine:
 
     Like the real engine it gives log probabilities and entropies only to requests that want them, ends at
     ``max_tokens`` and at the tokens that end an answer, and lets a request's logits processors and its sampler choose:
-    they see logits of 0, and of 10 for the token in the script.
+    they see logits of 0, and of 10 for the token in the script. The embedding of a text of n tokens is 1 in dimension
+    n modulo `WIDTH`, and else 0.
     """
 
     def __init__(self, default: Untold) -> None:
@@ -48,6 +64,8 @@ class ScriptedEngine:
         self.scripts: deque[Script] = deque()
         self.requests: list[GenerationRequest] = []
         """All that have come, with what plugins have added on the engine's thread."""
+        self.embedded: list[EmbeddingRequest] = []
+        """And those for embeddings."""
         self.cancelled: list[str] = []
         """Ids of those that were stopped before their end."""
         self.state = "ready"
@@ -71,8 +89,12 @@ class ScriptedEngine:
     def admit(self, request_ids: Sequence[str]) -> None:
         """Take whatever comes."""
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
+    def submit(self, request: EngineRequest, deliver: Deliver) -> None:
         """Begin with the next script."""
+        if isinstance(request, EmbeddingRequest):
+            self.embedded.append(request)
+            asyncio.get_running_loop().call_soon(deliver, _vectors(request))
+            return
         script = self.scripts.popleft() if self.scripts else None
         self._tasks[request.id] = asyncio.get_running_loop().create_task(self._play(script, request, deliver))
 
@@ -119,6 +141,12 @@ class ScriptedEngine:
             token = await self._on_thread(partial(_choose, token, request, tuple(answer)))
         answer.append(token)
         return _as_asked(event, token, request)
+
+
+def _vectors(request: EmbeddingRequest) -> list[EngineEvent]:
+    places = [len(tokens) % WIDTH for tokens in request.inputs]
+    found = EmbeddingEvent(np.eye(WIDTH, dtype=np.float32)[places])
+    return [StartEvent(0.0, CacheUse()), found, FinishEvent("stop")]
 
 
 def _choose(token: int, request: GenerationRequest, answer: tuple[int, ...]) -> int:

@@ -24,9 +24,10 @@ from jackfield.hooks import Event, LogRecord
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.discovery import given
 from jackfield.hooks.specs import PROJECT
+from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
-from jackfield.testing.engine import Script, ScriptedEngine, script, tokens
+from jackfield.testing.engine import WIDTH, Script, ScriptedEngine, script, tokens
 from jackfield.testing.recorder import NAME, WAIT_SECONDS, Recorder
 from jackfield.testing.reply import JsonObject, Reply
 from jackfield.testing.tokenizer import VOCABULARY
@@ -290,7 +291,8 @@ def serving(
     hooks = given([*map(_named, plugins), (NAME, recorder)], whole)
     with closing(ScriptedEngine(lambda request: _saying(tokenizer, UNASKED))) as engine:
         context_length = whole.context_length or CONTEXT_LENGTH
-        model = ServedModel(MODEL, tokenizer, cast("Engine", engine), context_length, VOCABULARY, {})
+        spec = EmbeddingSpec(WIDTH)
+        model = ServedModel(MODEL, tokenizer, cast("Engine", engine), context_length, VOCABULARY, {}, embedding=spec)
         app = create_app(whole, Registry([model]), hooks)
         with closing(_Running(app)) as running:
             server = JackfieldServer(running, engine, tokenizer, hooks, recorder)

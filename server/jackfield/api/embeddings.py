@@ -1,0 +1,101 @@
+"""``POST /v1/embeddings``."""
+
+import asyncio
+import base64
+import uuid
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from jackfield.api import body
+from jackfield.api.token_ids import known_tokens
+from jackfield.errors import ContextLengthExceededError, InvalidRequestError
+from jackfield.exchange import Exchange
+from jackfield.host import OWN
+from jackfield.models.registry import ServedModel
+from jackfield.protocol.embeddings import Embedding, EmbeddingList, EmbeddingsRequest, EmbeddingUsage
+from jackfield.vectors import Vectors
+
+
+async def embeddings(request: Request) -> Response:
+    """The vectors of texts."""
+    exchange = Exchange.of(request)
+    try:
+        whole = await body.whole(request)
+        answer = await body.unless_gone(request, _answer(request, whole, exchange))
+    except ClientDisconnect:
+        exchange.cancelled(0)
+        raise
+    except Exception as error:
+        exchange.failed(error)
+        raise
+    return Response(answer, media_type="application/json")
+
+
+async def _answer(request: Request, whole: bytes, exchange: Exchange) -> bytes:
+    asked = await body.read(whole, EmbeddingsRequest, exchange)
+    model = request.app.state.registry.get(asked.model)
+    # Many texts take their time.
+    vectors = await asyncio.to_thread(_prepare, asked, model, exchange)
+    facts = {"prompt_tokens": vectors.tokens, "inputs": len(vectors.texts)}
+    exchange.station("received", **facts, max_tokens=0, choices=0, context_length=model.context_length)
+    exchange.answered_by(OWN, "embeddings are made here")
+    vectors.admit()
+    before = model.engine.statistics.device_bytes
+    try:
+        found = await vectors.collect()
+    finally:
+        vectors.cancel()
+    exchange.embedded(**facts, memory_before=before, memory_after=model.engine.statistics.device_bytes)
+    # So do many numbers.
+    return await asyncio.to_thread(_encoded, asked, found, vectors)
+
+
+def _prepare(asked: EmbeddingsRequest, model: ServedModel, exchange: Exchange) -> Vectors:
+    """What the engine has to do.
+
+    Raises:
+        InvalidRequestError: it cannot be done.
+    """
+    model.embedding.check()
+    model.embedding.check_size(asked.dimensions)
+    return Vectors(
+        model,
+        f"embd-{uuid.uuid4().hex}",
+        [_tokens(text, model) for text in asked.inputs],
+        priority=(asked.priority or 0) + (exchange.info.identity.priority if exchange.info.identity else 0),
+        deadline=None if asked.timeout is None else exchange.arrived + asked.timeout,
+    )
+
+
+def _tokens(text: str | list[int], model: ServedModel) -> tuple[int, ...]:
+    if isinstance(text, str):
+        tokens = model.tokenizer.encode(text)
+        if model.embedding.end is not None and tokens[-1:] != [model.embedding.end]:
+            tokens.append(model.embedding.end)
+    else:
+        tokens = known_tokens(text, model, "input")
+    if not tokens:
+        raise InvalidRequestError("The input has a text without tokens.", param="input", code="invalid_value")
+    if len(tokens) > model.context_length:
+        raise ContextLengthExceededError(context_length=model.context_length, prompt_tokens=len(tokens), param="input")
+    return tuple(tokens)
+
+
+def _encoded(asked: EmbeddingsRequest, vectors: NDArray[np.float32], texts: Vectors) -> bytes:
+    if asked.dimensions is not None and asked.dimensions < vectors.shape[1]:
+        vectors = vectors[:, : asked.dimensions]
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    written: Any = _base64 if asked.encoding_format == "base64" else np.ndarray.tolist
+    # One by one, so that the event loop gets its turn: two million floats take a second.
+    data = (Embedding(index=index, embedding=written(vector)).to_json() for index, vector in enumerate(vectors))
+    usage = EmbeddingUsage(prompt_tokens=texts.tokens, total_tokens=texts.tokens)
+    frame = EmbeddingList(data=[], model=texts.model.id, usage=usage).to_json()
+    return frame.replace(b'"data":[]', b'"data":[%b]' % b",".join(data), 1)
+
+
+def _base64(vector: NDArray[np.float32]) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
