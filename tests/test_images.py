@@ -8,10 +8,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
 import mlx.core as mx
 import numpy as np
 import pytest
+from anthropic import Anthropic
 from mlx_lm.processors import load_processor
 from openai import BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion
@@ -125,6 +127,31 @@ def test_responses_see_the_same(client: OpenAI) -> None:
     with pytest.raises(BadRequestError) as caught:
         respond(said("Look: ", "data:image/png;base64,!"))
     assert (caught.value.param, caught.value.code) == ("input.0.content.1", "invalid_base64_image")
+
+
+def test_messages_see_the_same(server: Server, client: OpenAI) -> None:
+    def block(image: str) -> dict[str, Any]:
+        return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": image.split(",")[1]}}
+
+    described = {"role": "user", "content": [{"type": "text", "text": "Describe it. "}, block(PICTURES[0])]}
+    call = {"type": "tool_use", "id": "call_1", "name": "look", "input": {}}
+    seen = {"type": "tool_result", "tool_use_id": "call_1", "content": [block(PICTURES[1])]}
+    looked = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [seen]}]
+    with Anthropic(base_url=server.url, api_key="any", max_retries=0) as messages:
+        model = client.models.list().data[0].id
+        fields = {"model": model, "max_tokens": 8, "extra_body": {"temperature": 0}}
+        said = messages.messages.create(messages=[described], **fields)
+        whole = ask(client, "Describe it. ", PICTURES[0])
+        assert said.content[0].text == whole.choices[0].message.content
+        for conversation in ([described], [described, *looked]):
+            usage = messages.messages.create(messages=conversation, **fields).usage
+            counted = messages.messages.count_tokens(model=model, messages=conversation).input_tokens
+            assert counted == usage.input_tokens + usage.cache_read_input_tokens > 30
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            seen["content"].insert(0, block("data:image/png;base64,!!!!"))
+            messages.messages.create(messages=[described, *looked], **fields)
+    assert caught.value.error_code == "invalid_base64_image"
+    assert caught.value.body["error"]["param"] == "messages.2.content.0.content.0"
 
 
 def test_a_conversation_goes_on_from_the_cache(client: OpenAI) -> None:
