@@ -112,7 +112,7 @@ $(PYTHON_CLIENTS): tests/clients/requirements.txt | $(BIN)/python
 # Not `npm ci`: it wants the lock file to have opencode for every machine there is, and not every registry has those.
 $(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
 	$(if $(shell command -v npm),,$(error npm is needed, and is not here (Debian and Ubuntu: apt install npm)))
-	@echo "Installing clients from npm, with the Node that they want (1.2 GB on disk, once) ..."
+	@echo "Installing clients from npm, with the Node that they want (1.6 GB on disk, once) ..."
 	@mkdir -p $(@D)
 	@cp $^ $(@D)
 	@cd $(@D) && npm install --no-audit --no-fund --loglevel=error

@@ -48,6 +48,7 @@ class Desk:
         self.url = url
         (self.model,) = httpx2.get(f"{url}/v1/models").raise_for_status().json()["data"]
         self._ledger = Ledger(url, lines)
+        self._changes: dict[str, str] = {}
         self.project.mkdir(parents=True)
         self.home.mkdir()
         # Where Node looks for packages, and assistants do not.
@@ -56,6 +57,10 @@ class Desk:
     def asked(self) -> list[Asked]:
         """What the server was asked so far."""
         return self._ledger.asked()
+
+    def change(self, old: str, new: str) -> None:
+        """From now on, write this instead of what the page shows; it tells of it in words."""
+        self._changes[old] = new
 
     def set_up(self, title: str) -> None:
         """Write the files of this section."""
@@ -90,6 +95,8 @@ class Desk:
         return Output(done.returncode, done.stdout, done.stderr)
 
     def _here(self, text: str) -> str:
+        for old, new in self._changes.items():
+            text = text.replace(old, new)
         return guide.at(text, self.url, self.model["id"], self.model["context_length"])
 
     def _environment(self) -> dict[str, str]:

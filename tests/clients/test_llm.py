@@ -11,6 +11,7 @@ from minds import worker
 from jackfield.testing import JackfieldServer
 
 CHAT = Asked("POST", "/v1/chat/completions", 200)
+RESPONSES = Asked("POST", "/v1/responses", 200)
 TITLE = "llm"
 
 WEATHER = '''
@@ -35,13 +36,17 @@ def test_the_page_says_how(server: JackfieldServer, desk: Desk) -> None:
     assert desk.asked() == [CHAT]
 
 
-def test_functions_are_called_and_give_their_results(server: JackfieldServer, desk: Desk) -> None:
+@pytest.mark.parametrize(("also", "asks"), [("", CHAT), ("\n  responses: true", RESPONSES)])
+def test_functions_are_called_and_give_their_results(
+    also: str, asks: Asked, server: JackfieldServer, desk: Desk
+) -> None:
+    desk.change("supports_tools: true", f"supports_tools: true{also}")
     (desk.project / "tools.py").write_text(WEATHER)
     server.answers(worker(("weather", {"city": "Paris"})))
     output = llm(desk, "llm -m local --functions tools.py 'Is it raining in Paris?'")
     assert output.status == 0, output
     assert output.out.endswith("Done: Rain in Paris.\n")
-    assert desk.asked() == [CHAT] * 2
+    assert desk.asked() == [asks] * 2
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -8,7 +8,16 @@ from minds import worker
 from jackfield.testing import JackfieldServer
 
 CHAT = Asked("POST", "/v1/chat/completions", 200)
-PROGRAMS = ("OpenAI SDK for Node", "AI SDK")
+RESPONSES = Asked("POST", "/v1/responses", 200)
+each_ai_sdk = pytest.mark.parametrize(("title", "asks"), [("AI SDK", CHAT), ("AI SDK, OpenAI provider", RESPONSES)])
+
+RESPONSE = """
+const stream = client.responses.stream({ model: "starter", input: "Say it again." });
+const kinds = [];
+for await (const event of stream) kinds.push(event.type);
+const { output_text } = await stream.finalResponse();
+console.log(JSON.stringify([output_text, kinds[0], kinds.at(-1)]));
+"""
 
 RUN_TOOLS = """
 const weather = {
@@ -39,7 +48,7 @@ const weather = tool({
   execute: async ({ city }) => `Rain in ${city}.`,
 });
 const result = streamText({
-  model: jackfield("starter"),
+  ...settings,
   prompt: "Is it raining in Paris?",
   tools: { weather },
   stopWhen: stepCountIs(5),
@@ -56,7 +65,7 @@ import { z } from "zod";
 
 const city = Output.object({ schema: z.object({ name: z.string(), inhabitants: z.number().int() }) });
 const { output, usage } = await generateText({
-  model: jackfield("starter"),
+  ...settings,
   prompt: "Tell me of Paris.",
   output: city,
   maxOutputTokens: 60,
@@ -65,12 +74,12 @@ console.log(JSON.stringify([output, usage.inputTokens > 0, usage.outputTokens > 
 """
 
 
-@pytest.mark.parametrize("title", PROGRAMS)
-def test_the_page_says_how(title: str, server: JackfieldServer, desk: Desk) -> None:
-    server.says("It is Paris.")
-    output = desk.run(title, "js")
-    assert output.out == "It is Paris.\n", output
-    assert desk.asked() == [CHAT]
+def test_the_openai_sdk_speaks_responses_too(server: JackfieldServer, desk: Desk) -> None:
+    server.answers(lambda prompt: "It is Paris.")
+    output = desk.run("OpenAI SDK for Node", "js", RESPONSE)
+    assert output.out.startswith("It is Paris.\n"), output
+    assert output.last == ["It is Paris.", "response.created", "response.completed"]
+    assert desk.asked() == [CHAT, RESPONSES]
 
 
 def test_the_openai_sdk_runs_tools(server: JackfieldServer, desk: Desk) -> None:
@@ -79,17 +88,21 @@ def test_the_openai_sdk_runs_tools(server: JackfieldServer, desk: Desk) -> None:
     assert desk.asked() == [CHAT] * 3
 
 
-def test_the_ai_sdk_runs_tools(server: JackfieldServer, desk: Desk) -> None:
+@each_ai_sdk
+def test_the_ai_sdk_runs_tools(title: str, asks: Asked, server: JackfieldServer, desk: Desk) -> None:
     server.answers(worker(("weather", {"city": "Paris"})))
-    text, kinds = desk.run("AI SDK", "js", STREAM_TOOLS).last
+    text, kinds = desk.run(title, "js", STREAM_TOOLS).last
     assert text == "Done: Rain in Paris."
     assert {"tool-call", "tool-result", "text-delta", "finish"} <= set(kinds)
     assert "error" not in kinds
-    assert desk.asked() == [CHAT] * 3
+    assert desk.asked() == [asks] * 3
 
 
-def test_the_ai_sdk_gets_objects(talking_desk: Desk) -> None:
-    city, read, written = talking_desk.run("AI SDK", "js", OBJECT).last
+@each_ai_sdk
+def test_the_ai_sdk_gets_objects_from_the_starter(title: str, asks: Asked, talking_desk: Desk) -> None:
+    output = talking_desk.run(title, "js", OBJECT)
+    assert "Paris" in output.out.splitlines()[0], output
+    city, read, written = output.last
     assert set(city) == {"name", "inhabitants"}
     assert read and written
-    assert talking_desk.asked() == [CHAT] * 2
+    assert talking_desk.asked() == [asks] * 2

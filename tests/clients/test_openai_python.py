@@ -7,6 +7,7 @@ from minds import worker
 from jackfield.testing import JackfieldServer
 
 CHAT = Asked("POST", "/v1/chat/completions", 200)
+RESPONSES = Asked("POST", "/v1/responses", 200)
 TITLE = "OpenAI SDK for Python"
 
 TOOL_LOOP = """
@@ -29,10 +30,22 @@ print(json.dumps([step.choices[0].message.content for step in steps]))
 """
 
 
-def test_the_page_says_how(server: JackfieldServer, desk: Desk) -> None:
-    server.says("It is Paris.")
-    assert desk.run(TITLE, "python").out == "It is Paris.\n"
-    assert desk.asked() == [CHAT]
+RESPONSE = """
+import json
+
+client._strict_response_validation = True
+with client.responses.stream(model="starter", input="Say it again.") as stream:
+    kinds = [event.type for event in stream]
+    print(json.dumps([stream.get_final_response().output_text, kinds[0], kinds[-1]]))
+"""
+
+
+def test_the_page_says_how_and_responses_are_there_too(server: JackfieldServer, desk: Desk) -> None:
+    server.answers(lambda prompt: "It is Paris.")
+    output = desk.run(TITLE, "python", RESPONSE)
+    assert output.out.startswith("It is Paris.\n"), output
+    assert output.last == ["It is Paris.", "response.created", "response.completed"]
+    assert desk.asked() == [CHAT, RESPONSES]
 
 
 def test_a_tool_is_called_and_gives_its_result(server: JackfieldServer, desk: Desk) -> None:

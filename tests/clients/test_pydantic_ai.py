@@ -1,5 +1,6 @@
 """Pydantic AI: texts, streams, tools, and answers as objects."""
 
+import pytest
 from asked import Asked
 from desk import Desk
 from minds import worker
@@ -7,6 +8,7 @@ from minds import worker
 from jackfield.testing import JackfieldServer
 
 CHAT = Asked("POST", "/v1/chat/completions", 200)
+RESPONSES = Asked("POST", "/v1/responses", 200)
 TITLE = "Pydantic AI"
 
 STREAM = """
@@ -58,13 +60,16 @@ def test_the_page_says_how_and_streams_are_read_too(server: JackfieldServer, des
 
 def test_the_starter_answers_with_objects(talking_desk: Desk) -> None:
     """As the arguments of a call that is required, and as the answer itself."""
-    for city in talking_desk.run(TITLE, "python", OBJECT).last:
-        assert set(city) == {"name", "inhabitants"}
+    output = talking_desk.run(TITLE, "python", OBJECT)
+    assert "Paris" in output.out.splitlines()[0], output
+    assert [set(city) for city in output.last] == [{"name", "inhabitants"}] * 2
     assert talking_desk.asked() == [CHAT] * 3
 
 
-def test_a_tool_is_called_and_gives_its_result(server: JackfieldServer, desk: Desk) -> None:
+@pytest.mark.parametrize(("model", "asks"), [("OpenAIChatModel", CHAT), ("OpenAIResponsesModel", RESPONSES)])
+def test_a_tool_is_called_and_gives_its_result(model: str, asks: Asked, server: JackfieldServer, desk: Desk) -> None:
+    desk.change("OpenAIChatModel", model)
     server.answers(worker(("weather", {"city": "Paris"})))
     assert desk.run(TITLE, "python", TOOL).last == "Done: Rain in Paris."
     # The page's own question has no tools; then there is the call, and what is made of its result.
-    assert desk.asked() == [CHAT] * 3
+    assert desk.asked() == [asks] * 3

@@ -8,7 +8,15 @@ from minds import worker
 from jackfield.testing import JackfieldServer
 
 CHAT = Asked("POST", "/v1/chat/completions", 200)
-PROGRAMS = ("LangChain", "LiteLLM", "OpenAI Agents SDK")
+RESPONSES = Asked("POST", "/v1/responses", 200)
+
+each_langchain = pytest.mark.parametrize(
+    ("old", "new", "asks"), [("", "", CHAT), ("ChatOpenAI(", "ChatOpenAI(use_responses_api=True, ", RESPONSES)]
+)
+each_agent = pytest.mark.parametrize(
+    ("old", "new", "asks"), [("", "", CHAT), ("OpenAIChatCompletionsModel", "OpenAIResponsesModel", RESPONSES)]
+)
+"""With the page's own settings, and as it says in words."""
 
 LANGCHAIN_TOOL = """
 import json
@@ -24,7 +32,7 @@ chunks = list(able.stream(conversation))
 call = sum(chunks[1:], chunks[0])
 (asked,) = call.tool_calls
 conversation += [call, ToolMessage(weather(**asked["args"]), tool_call_id=asked["id"])]
-print(json.dumps(able.invoke(conversation).content))
+print(json.dumps(able.invoke(conversation).text))
 """
 
 LANGCHAIN_OBJECT = """
@@ -82,22 +90,18 @@ print(json.dumps(asyncio.get_event_loop().run_until_complete(ask())))
 """
 
 
-@pytest.mark.parametrize("title", PROGRAMS)
-def test_the_page_says_how(title: str, server: JackfieldServer, desk: Desk) -> None:
-    server.says("It is Paris.")
-    output = desk.run(title, "python", python=APART)
-    assert output.out == "It is Paris.\n", output
-    assert desk.asked() == [CHAT]
-
-
-def test_langchain_calls_a_tool(server: JackfieldServer, desk: Desk) -> None:
+@each_langchain
+def test_langchain_calls_a_tool(old: str, new: str, asks: Asked, server: JackfieldServer, desk: Desk) -> None:
+    desk.change(old, new)
     server.answers(worker(("weather", {"city": "Paris"})))
     assert desk.run("LangChain", "python", LANGCHAIN_TOOL, APART).last == "Done: Rain in Paris."
-    assert desk.asked() == [CHAT] * 3
+    assert desk.asked() == [asks] * 3
 
 
 def test_langchain_gets_objects_and_probabilities(talking_desk: Desk) -> None:
-    *cities, logprob = talking_desk.run("LangChain", "python", LANGCHAIN_OBJECT, APART).last
+    output = talking_desk.run("LangChain", "python", LANGCHAIN_OBJECT, APART)
+    *cities, logprob = output.last
+    assert "Paris" in output.out.splitlines()[0]
     assert [set(city) for city in cities] == [{"name", "inhabitants"}] * 2
     assert logprob < 0
     assert talking_desk.asked() == [CHAT] * 4
@@ -109,7 +113,9 @@ def test_litellm_calls_a_tool(server: JackfieldServer, desk: Desk) -> None:
     assert desk.asked() == [CHAT] * 3
 
 
-def test_agents_call_a_tool(server: JackfieldServer, desk: Desk) -> None:
+@each_agent
+def test_agents_call_a_tool(old: str, new: str, asks: Asked, server: JackfieldServer, desk: Desk) -> None:
+    desk.change(old, new)
     server.answers(worker(("weather", {"city": "Paris"})))
     assert desk.run("OpenAI Agents SDK", "python", AGENTS_TOOL, APART).last == ["Done: Rain in Paris.", True]
-    assert desk.asked() == [CHAT] * 3
+    assert desk.asked() == [asks] * 3
