@@ -28,7 +28,6 @@ PACKAGES = {
     "Continue": "@continuedev/cli",
     "pi": "@mariozechner/pi-coding-agent",
     "opencode": "opencode-ai",
-    "Claude Code": "@anthropic-ai/claude-code",
     "Anthropic SDK for Python": "anthropic",
 }
 
