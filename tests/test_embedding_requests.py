@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence as Many
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -37,14 +38,18 @@ SLICE = 16
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
+    return network()
+
+
+def network(*, head_dim: int = 8, **options: Any) -> Runner:
     mx.random.seed(7)
-    config = tiny_config("qwen3", VOCABULARY, hidden_size=WIDTH, head_dim=8)
+    config = tiny_config("qwen3", VOCABULARY, hidden_size=WIDTH, head_dim=head_dim)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(config))
     model.load_weights(
         [(name, mx.random.normal(array.shape) * 0.3) for name, array in tree_flatten(model.parameters())]
     )
     mx.eval(model.parameters())
-    return Runner(model)
+    return Runner(model, **options)
 
 
 def scheduler(runner: Runner, *, guard: MemoryGuard | None = None, slice_tokens: int = SLICE) -> Scheduler:
@@ -107,6 +112,14 @@ def test_vectors_are_those_of_a_direct_computation(runner: Runner, pooling: Pool
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     for tokens, vector in zip(request.inputs, found, strict=True):
         assert np.allclose(vector, direct(runner, tokens, pooling), atol=1e-5)
+
+
+def test_keys_and_values_of_a_text_in_parts_may_be_quantized() -> None:
+    runner = network(head_dim=32, kv_bits=8)
+    request = asks(100, 5)
+    found = vectors(drain(scheduler(runner), request)["e"])
+    for tokens, vector in zip(request.inputs, found, strict=True):
+        assert vector @ direct(runner, tokens, "mean") > 0.999
 
 
 def test_short_texts_share_a_pass_with_others_of_about_their_length(
