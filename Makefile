@@ -172,5 +172,5 @@ bench-sockets: $(RUNTIME)  ## measure what a server pays for being ready for plu
 	@exec $(BIN)/python benchmarks/sockets.py $(ARGS)
 
 clean:  ## remove .venv and everything else that was made here
-	@rm -rf $(VENV) .build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
