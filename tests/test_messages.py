@@ -131,7 +131,7 @@ def test_an_answer(server: JackfieldServer) -> None:
     said = ask(server).json
     validator("MessageAnswer").validate(said)
     assert said["id"].startswith("msg_")
-    assert said["content"] == [{"type": "text", "text": "Good morning.", "citations": None}]
+    assert said["content"] == [{"type": "text", "text": "Good morning.", "citations": []}]
     assert (said["stop_reason"], said["stop_sequence"]) == ("end_turn", None)
     assert said["usage"]["cache_read_input_tokens"] == 8
     assert said["usage"]["input_tokens"] + 8 == len(server.requests[0].prompt)
@@ -300,7 +300,7 @@ def test_thoughts_are_a_block(thinker: JackfieldServer, kind: str) -> None:
     said = ask(thinker, thinking={"type": kind, "budget_tokens": 1024}).json
     assert said["content"] == [
         {"type": "thinking", "thinking": "Hm.", "signature": "jackfield"},
-        {"type": "text", "text": "Yes.", "citations": None},
+        {"type": "text", "text": "Yes.", "citations": []},
     ]
     assert said["usage"]["output_tokens_details"]["thinking_tokens"] > 0
     validator("MessageAnswer").validate(said)
@@ -419,6 +419,13 @@ def test_documents_and_search_results_are_text(server: JackfieldServer) -> None:
     assert prompt(server, messages=[{"role": "user", "content": content}]) == turns(f"user: {said}")
 
 
+@pytest.mark.parametrize(
+    "content", ["", [], [{"type": "document", "source": {"type": "content", "content": []}}]], ids=str
+)
+def test_a_turn_of_nothing_is_a_turn(server: JackfieldServer, content: Any) -> None:
+    assert prompt(server, messages=[{"role": "user", "content": content}]) == turns("user: ")
+
+
 def called(*results: JsonObject, **fields: Any) -> JsonObject:
     """A request after a call."""
     use = {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Zürich"}}
@@ -455,6 +462,11 @@ def test_what_a_tool_answered(server: JackfieldServer, answered: JsonObject, rea
             "user: And now?",
         )
     )
+
+
+def test_what_is_said_before_a_tools_answer_stays_before_it(server: JackfieldServer) -> None:
+    whole = prompt(server, **called({"type": "text", "text": "Wait."}, result("Sunny.")))
+    assert whole.endswith(turns("user: Wait.", "user: <tool_response>\nSunny.\n</tool_response>"))
 
 
 def test_a_deferred_tool_is_shown_where_the_conversation_comes_to_it(server: JackfieldServer) -> None:

@@ -100,7 +100,7 @@ def _user(content: str | list[UserBlock], tools: Toolbox) -> Iterator[Message]:
             yield UserMessage(role="user", content=_plain(parts))
             parts = []
         yield ToolMessage(role="tool", tool_call_id=block.tool_use_id, content=_plain(_result(block, tools)))
-    if parts or not content:
+    if parts or not any(isinstance(block, ToolResultBlock) for block in content):
         yield UserMessage(role="user", content=_plain(parts))
 
 

@@ -3,7 +3,7 @@
 Official fields that say nothing here are sent all the same, as nulls: strict clients insist on them.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ class SaidText(AnswerModel):
 
     type: Literal["text"] = "text"
     text: str
-    citations: None = None
+    citations: list[Any] = Field(default_factory=list, max_length=0)
+    """Not null, which Anthropic's document allows and the AI SDK does not."""
 
 
 class SaidThinking(AnswerModel):
