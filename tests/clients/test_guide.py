@@ -22,6 +22,7 @@ PACKAGES = {
     "OpenAI Agents SDK": "openai-agents",
     "AI SDK": "ai",
     "AI SDK, OpenAI provider": "@ai-sdk/openai",
+    "AI SDK, Anthropic provider": "@ai-sdk/anthropic",
     "llm": "llm",
     "Claude Code": "@anthropic-ai/claude-code",
     "Codex CLI": "@openai/codex",

@@ -9,7 +9,11 @@ from jackfield.testing import JackfieldServer
 
 CHAT = Asked("POST", "/v1/chat/completions", 200)
 RESPONSES = Asked("POST", "/v1/responses", 200)
-each_ai_sdk = pytest.mark.parametrize(("title", "asks"), [("AI SDK", CHAT), ("AI SDK, OpenAI provider", RESPONSES)])
+MESSAGES = Asked("POST", "/v1/messages", 200)
+each_ai_sdk = pytest.mark.parametrize(
+    ("title", "asks"),
+    [("AI SDK", CHAT), ("AI SDK, OpenAI provider", RESPONSES), ("AI SDK, Anthropic provider", MESSAGES)],
+)
 
 RESPONSE = """
 const stream = client.responses.stream({ model: "starter", input: "Say it again." });
