@@ -183,6 +183,8 @@ def test_log_probabilities_go_with_their_text() -> None:
         delta("b", "<b"),
         delta("{"),
         delta("}", CallStart("look"), CallArguments("{}"), CallEnd()),
+        delta("["),
+        delta("]", CallStart("fetch"), CallEnd()),
         delta("\n"),
         delta("c", "c"),
         logprob=logprob,

@@ -158,6 +158,15 @@ def test_deleted_text_is_not_left_on_the_disk(store: ResponseStore, tmp_path: Pa
     assert (tmp_path / FILE).stat().st_size < size
 
 
+def test_nor_is_it_beside_what_stays(store: ResponseStore, tmp_path: Path) -> None:
+    put(store, "a", text="confidential")
+    put(store, "b", text="public")
+    do(store.delete("", "a"))
+    content = (tmp_path / FILE).read_bytes()
+    assert b"public" in content
+    assert b"confidential" not in content
+
+
 def test_two_servers_share_a_file(tmp_path: Path) -> None:
     stores = [ResponseStore(tmp_path, max_bytes=LARGE, max_days=1) for _ in range(2)]
     names = [[f"{index}-{number}" for number in range(15)] for index in range(2)]

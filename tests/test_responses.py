@@ -11,6 +11,7 @@ from contract import validator
 from jackfield.engine.triggers import TriggeredGrammars
 from jackfield.errors import DeadlineExceededError, EngineError, QueueFullError
 from jackfield.hooks import Compressed, Identity, hookimpl
+from jackfield.recent_items import RecentItems
 from jackfield.response_store import FILE
 from jackfield.testing import JackfieldServer, Reply, StartServer
 
@@ -102,6 +103,9 @@ def test_a_conversation_of_items(server: JackfieldServer) -> None:
         {"type": "function_call", "call_id": "call_2", "name": "look", "arguments": '{"a": 2}', "id": None},
         {"type": "function_call_output", "call_id": "call_1", "output": "one"},
         {"type": "function_call_output", "call_id": "call_2", "output": [{"type": "input_text", "text": "two"}]},
+        {"type": "function_call", "call_id": "call_3", "name": "look", "arguments": '{"a": 1}'},
+        {"type": "message", "role": "assistant", "content": "And I look again."},
+        {"type": "function_call_output", "call_id": "call_3", "output": "three"},
         {"role": "user", "content": "And?"},
     ]
     whole(server, items, tools=[LOOK])
@@ -123,6 +127,9 @@ def test_a_conversation_of_items(server: JackfieldServer) -> None:
         },
         {"role": "tool", "tool_call_id": "call_1", "content": "one"},
         {"role": "tool", "tool_call_id": "call_2", "content": "two"},
+        {"role": "assistant", "tool_calls": [{"id": "call_3", **call}]},
+        {"role": "assistant", "content": "And I look again."},
+        {"role": "tool", "tool_call_id": "call_3", "content": "three"},
         {"role": "user", "content": "And?"},
     ]
     function = {name: value for name, value in LOOK.items() if name != "type"}
@@ -241,6 +248,15 @@ def test_too_long_a_conversation_loses_its_beginning_if_it_may(jackfield_server:
     assert "0 word" not in prompt(server)
     assert 400 < len(server.requests[-1].prompt) <= 550
     refused(ask(server, "word " * 200, truncation="auto"))
+    # What a function gave goes together with the call.
+    long = [
+        {"type": "function_call", "call_id": "c", "name": "look", "arguments": json.dumps({"a": "x" * 500})},
+        {"type": "function_call_output", "call_id": "c", "output": "found"},
+        {"role": "user", "content": "And?"},
+    ]
+    whole(server, long, truncation="auto")
+    assert "found" not in prompt(server)
+    assert "And?" in prompt(server)
 
 
 # ---------------------------------------------------------------------------------------- what comes back
@@ -617,6 +633,30 @@ def test_items_may_be_referred_to(server: JackfieldServer) -> None:
     ]
     whole(server, items)
     assert CALL in prompt(server)
+
+
+def test_items_of_recent_answers_may_be_referred_to_unless_that_was_forbidden(server: JackfieldServer) -> None:
+    for stream in (False, True):
+        server.says(CALL)
+        reply = ask(server, "Who?", tools=[LOOK], stream=stream)
+        (call,) = (events(reply)[-1]["response"] if stream else reply.json)["output"]
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "Me."}
+        whole(server, [{"type": "item_reference", "id": call["id"]}, output])
+        assert CALL in prompt(server)
+    server.says(CALL)
+    (call,) = whole(server, "Who?", tools=[LOOK], store=False)["output"]
+    refused(ask(server, [{"type": "item_reference", "id": call["id"]}, output]))
+
+
+def test_the_oldest_items_are_forgotten_first() -> None:
+    recent = RecentItems(max_bytes=100)
+    for name in "abc":
+        recent.remember("alice", [{"id": name, "text": "x" * 20}])
+    assert recent.find("alice", "abcd").keys() == {"b", "c"}
+    assert recent.find("alice", "c") == {"c": {"id": "c", "text": "x" * 20}}
+    assert recent.find("bob", "abc") == {}
+    recent.remember("bob", [{"id": "d", "text": "x" * 200}])
+    assert recent.find("alice", "abc") == recent.find("bob", "d") == {}
 
 
 def test_items_page_by_page(server: JackfieldServer) -> None:

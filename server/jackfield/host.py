@@ -30,6 +30,7 @@ from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.recent_items import RecentItems
 from jackfield.response_store import ResponseStore
 from jackfield.settings import Settings
 from jackfield.tools.formats import AUTO, HERMES, NAMES, CallFormat, format_of, named
@@ -54,6 +55,7 @@ class Host:
         self.responses = ResponseStore(
             data_dir(), max_bytes=settings.stored_responses_bytes, max_days=settings.stored_responses_days
         )
+        self.recent_items = RecentItems()
         self.backends = hooks.backends(self.server, [OWN])
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()

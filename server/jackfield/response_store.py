@@ -182,7 +182,6 @@ class ResponseStore:
         def insert(database: sqlite3.Connection) -> None:
             database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
             database.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", rows)
-            _touch(database, stored.owner, stored.id)
             database.execute(_EXCESS, (self._max_bytes,))
 
         self._do(insert, make=True)

@@ -77,7 +77,7 @@ class _ResponseReply(Reply[ResponseRequest]):
         self._check_store()
         store = self.host.responses
         earlier = await given.earlier(self.asked, store, self._owner)
-        self._own = await given.own(self.asked, store, self._owner)
+        self._own = await given.own(self.asked, store, self.host.recent_items, self._owner)
         chat, places = await asyncio.to_thread(chat_request, self.asked, [*earlier, *self._own], self._tools)
         try:
             if self.asked.truncation == "auto":
@@ -196,12 +196,13 @@ class _ResponseReply(Reply[ResponseRequest]):
 
     async def _keep(self, whole: Response) -> None:
         """Store it if that was asked for; it says itself whether it is stored."""
-        if not self._stores:
-            return
         made = [item.model_dump(mode="json", exclude_unset=True) for item in whole.output]
-        previous, records = self.asked.previous_response_id, given.records(self._own)
-        stored = StoredResponse(self.id, self._owner, previous, whole.to_json().decode(), records, made)
-        whole.store = await self.host.responses.put(stored)
+        if self._stores:
+            previous, records = self.asked.previous_response_id, given.records(self._own)
+            stored = StoredResponse(self.id, self._owner, previous, whole.to_json().decode(), records, made)
+            whole.store = await self.host.responses.put(stored)
+        elif self.asked.store is None:
+            self.host.recent_items.remember(self._owner, made)
 
 
 def _sent(event: Event) -> bytes:

@@ -23,6 +23,7 @@ from jackfield.protocol.responses.items import (
     ReasoningItem,
 )
 from jackfield.protocol.responses.request import ResponseRequest
+from jackfield.recent_items import RecentItems
 from jackfield.response_store import MissingResponseError, ResponseStore
 
 _ITEM: TypeAdapter[Any] = TypeAdapter(InputItem)
@@ -50,30 +51,30 @@ async def earlier(asked: ResponseRequest, store: ResponseStore, owner: str) -> l
     return [(place, _ITEM.validate_python(item)) for item in stored]
 
 
-async def own(asked: ResponseRequest, store: ResponseStore, owner: str) -> list[Placed]:
+async def own(asked: ResponseRequest, store: ResponseStore, recent: RecentItems, owner: str) -> list[Placed]:
     """The request's own items, with what references stand for.
 
     Raises:
-        InvalidRequestError: it is not stored.
+        InvalidRequestError: it is neither stored nor recent.
     """
     if isinstance(asked.input, str):
         return [("input", MessageItem(role="user", content=asked.input))]
     ids = [item.id for item in asked.input if isinstance(item, ItemReference)]
-    stored = await store.items(owner, ids) if ids else {}
-    return [(f"input.{index}", _found(item, index, stored)) for index, item in enumerate(asked.input)]
+    known = recent.find(owner, ids) | await store.items(owner, ids) if ids else {}
+    return [(f"input.{index}", _found(item, index, known)) for index, item in enumerate(asked.input)]
 
 
-def _found(item: Item, index: int, stored: Mapping[str, JsonObject]) -> Item:
+def _found(item: Item, index: int, known: Mapping[str, JsonObject]) -> Item:
     if not isinstance(item, ItemReference):
         return item
-    if item.id not in stored:
+    if item.id not in known:
         raise InvalidRequestError(
             f"Item with id {item.id!r} not found.",
             param=f"input.{index}.id",
             code="item_not_found",
             suggestions=("Send the item itself; clients do so that are told to send 'store': false.", _STORE),
         )
-    found: Item = _ITEM.validate_python(stored[item.id])
+    found: Item = _ITEM.validate_python(known[item.id])
     return found
 
 
