@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import threading
 import time
 import weakref
@@ -840,3 +841,22 @@ def test_a_probe_that_fails_leaves_the_statistics_in_place():
     scheduler.clear()
     probe(scheduler)
     assert counts.generated_tokens == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell which threads there are")
+def test_a_thread_has_really_ended_when_its_engine_has():
+    """MLX cleans up after Python has let go of a thread; if the process ends meanwhile, it aborts."""
+    left = []
+
+    def load(fresh: bool) -> Scheduler:
+        left.append(Path(f"/proc/self/task/{threading.get_native_id()}"))
+        # Something that MLX keeps for the thread.
+        mx.eval(mx.compile(lambda x: x * 2)(mx.array([1.0, 2.0])))
+        raise ModelLoadError("It does not fit.")
+
+    async def try_it() -> bool:
+        with pytest.raises(ModelLoadError):
+            await Engine(load).start()
+        return left[-1].exists()
+
+    assert not any(asyncio.run(try_it()) for _ in range(5))

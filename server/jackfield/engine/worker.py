@@ -8,11 +8,13 @@ import asyncio
 import gc
 import logging
 import math
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -37,6 +39,9 @@ LOOK_SECONDS = 1.0
 
 END_SECONDS = 10.0
 """How long a thread that has nothing more to do may take to end."""
+
+CLEAN_UP_SECONDS = 0.1
+"""What MLX may need to clean up after a thread, where the system does not tell which ones there are."""
 
 PROBE = GenerationRequest("probe", (0, 0), max_tokens=1, sampling=SamplingParameters(temperature=0))
 
@@ -139,7 +144,7 @@ class Worker:
             raise RuntimeError("given up while loading")
         if not self.loaded:
             # The process may end next, which must not happen while MLX cleans up after its thread.
-            await asyncio.to_thread(self._thread.join, END_SECONDS)
+            await asyncio.to_thread(self._see_it_end, END_SECONDS)
         self._loaded.result()
 
     def abandon(self) -> None:
@@ -153,7 +158,21 @@ class Worker:
     async def stop(self, seconds: float) -> None:
         """End the thread, for which it has so many seconds."""
         self.inbox.put(Stop())
-        await asyncio.to_thread(self._thread.join, seconds)
+        await asyncio.to_thread(self._see_it_end, seconds)
+
+    def _see_it_end(self, seconds: float) -> None:
+        """Wait for the thread's end, so many seconds at most.
+
+        Once Python has let go of it, MLX cleans up what it kept for it, and needs the interpreter for that: a process
+        that ends meanwhile aborts.
+        """
+        deadline = time.monotonic() + seconds
+        self._thread.join(seconds)
+        if sys.platform != "linux":
+            time.sleep(CLEAN_UP_SECONDS)
+        running = Path(f"/proc/self/task/{self._thread.native_id}")
+        while running.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     @property
     def alive(self) -> bool:
