@@ -6,7 +6,11 @@ from typing import Any
 
 from jackfield_logging.redaction import Redactor
 
-_PLACES = ("instructions", "system", "messages", "input", "prompt", "suffix")
+_PLACES = (
+    *("instructions", "system", "messages", "input", "prompt", "suffix"),
+    *("input_extra", "input_prefix", "input_suffix"),
+)
+"""Of requests of all kinds; the second line is what editors send to ``/infill``."""
 _TEXTS = ("reasoning_content", "content", "text", "refusal", "tool_calls", "function", "arguments")
 _DEPTH = 8
 

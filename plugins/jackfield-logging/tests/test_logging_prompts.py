@@ -46,6 +46,10 @@ def test_prompts_are_logged_redacted_when_that_is_set(tmp_path: Path) -> None:
         ({"prompt": ["one", "two"]}, ["one", "two"]),
         ({"prompt": [1, 2, 3]}, []),
         ({"prompt": [[1, 2], [3]], "suffix": "end"}, ["end"]),
+        (
+            {"input_prefix": "a = ", "input_suffix": "b", "input_extra": [{"filename": "x.py", "text": "c"}]},
+            ["c", "a = ", "b"],
+        ),
         ({"prompt": None, "messages": [None, "loose", {"content": None}, {"content": {"deep": "x"}}]}, ["loose"]),
     ],
 )
