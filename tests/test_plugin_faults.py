@@ -157,7 +157,7 @@ def test_a_sampler_may_leave_tokens_to_the_built_in_one(jackfield_server: StartS
 def test_waiting_in_line_is_not_the_plugins_failure(jackfield_server: StartServer) -> None:
     """Each call takes a small part of what it may, and all of them together more."""
     never = threading.Event()
-    slow = implementing("transform_request", lambda: never.wait(0.2) and None)
+    slow = implementing("transform_request", lambda: never.wait(0.2) or None)
     server = jackfield_server(("slow", slow), may_fail=True, hook_seconds=1.5)
     with ThreadPoolExecutor(10) as clients:
         assert {reply.status for reply in clients.map(server.chat, ["Hi"] * 10)} == {200}
