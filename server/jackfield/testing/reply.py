@@ -45,8 +45,14 @@ class Reply:
 
     @property
     def tool_calls(self) -> list[JsonObject]:
-        """The first choice's."""
-        return [call for part in self._parts(0) for call in part.get("tool_calls") or ()]
+        """The first choice's; those of a stream put together."""
+        calls: list[JsonObject] = []
+        for piece in (piece for part in self._parts(0) for piece in part.get("tool_calls") or ()):
+            if piece.get("index", len(calls)) < len(calls):
+                calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+            else:
+                calls.append({**piece, "function": dict(piece["function"])})
+        return calls
 
     @property
     def finish_reason(self) -> str | None:
