@@ -420,7 +420,7 @@ def test_a_part_that_fails_says_why() -> None:
 
 def test_parts_are_named_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     names = [part.name for part in engine.arguments().parse_args([]).parts]
-    assert names == ["disk", "memory", "kv_bits", "fairness"]
+    assert names == ["disk", "memory", "kv_bits", "fairness", "grammar"]
     with pytest.raises(SystemExit):
         engine.arguments().parse_args(["--parts", "nonsense"])
     assert "'nonsense'" in capsys.readouterr().err
