@@ -13,6 +13,9 @@ from jackfield.engine.request import FinishEvent
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
+from jackfield.testing import StartServer
+from jackfield.tools.formats import format_of
+from model_fixtures import TOOL_TEMPLATE
 from scripted_engine import staged
 
 MISTRAL = """\
@@ -87,3 +90,32 @@ def test_a_special_token_that_begins_a_call_is_seen(starter: Path, tmp_path: Pat
     assert answer.message.content == "I look."
     (call,) = answer.message.tool_calls
     assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Oslo"}')
+
+
+TEMPLATES = {
+    "hermes": TOOL_TEMPLATE,
+    "qwen3_coder": "{% if tools %}<tool_call>\n<function=example_function_name>\n<parameter=a>{% endif %}",
+    "mistral": "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]",
+    "llama": "<|start_header_id|>system<|end_header_id|>{% if tools is not none %}Environment: ipython{% endif %}",
+    "glm47": "{% if tools %}<tool_call>{function-name}\n<arg_key>{% endif %}",
+    "pythonic": "{% if tools %}<|tool_list_start|>{% endif %}",
+    "minimax_m2": "{% if tools %}<minimax:tool_call>{% endif %}",
+    "kimi_k2": "{% if tools %}<|tool_calls_section_begin|>{% endif %}",
+}
+
+
+@pytest.mark.parametrize(("name", "template"), TEMPLATES.items(), ids=TEMPLATES)
+def test_the_chat_template_says_how_calls_are_written(name: str, template: str) -> None:
+    assert format_of(template).name == name
+
+
+@pytest.mark.parametrize("template", ["", "<|start_header_id|>{{ message.content }}", "[INST]{{ message.content }}"])
+def test_a_template_that_shows_no_tools_means_hermes_form(template: str) -> None:
+    assert format_of(template).name == "hermes"
+
+
+def test_a_setting_goes_before_the_template(jackfield_server: StartServer) -> None:
+    server = jackfield_server(tool_parser="mistral")
+    server.says('[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo"}')
+    (call, *_) = server.chat("How is it in Oslo?", tools=[TOOL]).tool_calls
+    assert call["function"]["name"] == "get_weather"
