@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from desk import Desk
 
-from jackfield.testing import JackfieldServer, StartServer
+from jackfield.testing import JackfieldServer, StartServer, serving
 from model_fixtures import TOKENIZER_FILES, random_weights, write_model
 from serving import Server, serve
 
@@ -37,16 +37,34 @@ def server(jackfield_server: StartServer) -> JackfieldServer:
 @pytest.fixture
 def desk(server: JackfieldServer, tmp_path: Path) -> Iterator[Desk]:
     """A desk at that server; whatever was asked there has to end well."""
+    yield from desk_beside(server, tmp_path)
+
+
+@pytest.fixture(params=[16_000])
+def small_desk(jackfield_server: StartServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """A desk at a server that has no room for what assistants send; a test may say how much room there is."""
     with access_log() as lines:
-        yield Desk(tmp_path / "desk", server.url, lines)
-    assert not [record for record in server.records if record.kind in ("failed", "cancelled")]
+        yield Desk(tmp_path / "desk", jackfield_server(context_length=request.param).url, lines)
 
 
 @pytest.fixture
-def small_desk(jackfield_server: StartServer, tmp_path: Path) -> Iterator[Desk]:
-    """A desk at a server that has no room for what assistants send."""
-    with access_log() as lines:
-        yield Desk(tmp_path / "desk", jackfield_server(context_length=16_000).url, lines)
+def thinking_server(jackfield_tokenizer: Path, tmp_path: Path) -> Iterator[JackfieldServer]:
+    """The same for a model that is made for thinking, and is shown what it thought."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(jackfield_tokenizer, folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    shown = "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+    template = settings["chat_template"].replace("{{ message.content }}", shown + "{{ message.content }}")
+    file.write_text(json.dumps(settings | {"chat_template": template}))
+    with serving(folder, context_length=CONTEXT_LENGTH) as server:
+        yield server
+
+
+@pytest.fixture
+def thinking_desk(thinking_server: JackfieldServer, tmp_path: Path) -> Iterator[Desk]:
+    """A desk at that server; whatever was asked there has to end well."""
+    yield from desk_beside(thinking_server, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +110,12 @@ def advise(folder: Path, **settings: Any) -> None:
     old = json.loads(file.read_text()) if file.exists() else {}
     file.unlink(missing_ok=True)
     file.write_text(json.dumps(old | settings))
+
+
+def desk_beside(server: JackfieldServer, folder: Path) -> Iterator[Desk]:
+    with access_log() as lines:
+        yield Desk(folder / "desk", server.url, lines)
+    assert not [record for record in server.records if record.kind in ("failed", "cancelled")]
 
 
 def desk_at(server: Server, folder: Path) -> Desk:

@@ -23,6 +23,11 @@ def worker(*calls: tuple[str, dict[str, Any]]) -> Answer:
     return answer
 
 
+def thinker(answer: Answer) -> Answer:
+    """The same, after some thought."""
+    return lambda prompt: f"<think>\nWhat is there to do?\n</think>\n\n{answer(prompt)}"
+
+
 def written(name: str, arguments: dict[str, Any]) -> str:
     """A call as Hermes and Qwen models write it."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"

@@ -9,7 +9,7 @@ import guide
 import pytest
 from asked import Asked
 from desk import Desk, Output
-from minds import worker
+from minds import thinker, worker
 
 from jackfield.testing import JackfieldServer
 
@@ -29,6 +29,8 @@ class Assistant:
     changes: dict[str, str] = field(default_factory=dict)
     """Of the page's settings, as it tells of them in words."""
     asks: Asked = CHAT
+    recalls: bool = False
+    """It brings the model's thoughts back with the results of its calls."""
 
     def run(self, desk: Desk) -> Output:
         """Have it do what the page asks it to."""
@@ -50,12 +52,14 @@ PI = Assistant(
     write=("write", {"path": "copy.txt", "content": "written"}),
     shell=("bash", {"command": "cat copy.txt notes.txt"}),
     environment={"PI_OFFLINE": "1"},
+    recalls=True,
 )
 PI_RESPONSES = replace(PI, asks=RESPONSES, changes={"openai-completions": "openai-responses"})
 PI_MESSAGES = replace(
     PI,
     asks=Asked("POST", "/v1/messages", 200),
     changes={"openai-completions": "anthropic-messages", f"{guide.URL}/v1": guide.URL},
+    recalls=False,
 )
 OPENCODE = Assistant(
     "opencode",
@@ -63,6 +67,7 @@ OPENCODE = Assistant(
     write=("write", {"filePath": "copy.txt", "content": "written"}),
     shell=("bash", {"command": "cat copy.txt notes.txt", "description": "Shows both files"}),
     environment={"OPENCODE_DISABLE_MODELS_FETCH": "1"},
+    recalls=True,
 )
 CLAUDE_CODE = Assistant(
     "Claude Code",
@@ -78,6 +83,7 @@ CODEX = Assistant(
     write=("exec_command", {"cmd": "printf written > copy.txt"}),
     shell=("exec_command", {"cmd": "cat copy.txt notes.txt"}),
     asks=RESPONSES,
+    recalls=True,
 )
 LIMITED = [CN, PI, PI_RESPONSES, PI_MESSAGES, OPENCODE]
 """They end when an answer is cut; Claude Code asks on, and Codex sets no limit."""
@@ -102,6 +108,21 @@ def test_it_calls_its_tools_and_tells_what_they_gave(assistant: Assistant, serve
     asked = desk.asked()
     assert set(asked) == {assistant.asks}
     assert len(asked) in (4, 5)
+
+
+@each([*LIMITED, CLAUDE_CODE, CODEX])
+def test_what_the_model_thinks_is_no_part_of_what_it_says(
+    assistant: Assistant, thinking_server: JackfieldServer, thinking_desk: Desk
+) -> None:
+    (thinking_desk.project / "notes.txt").write_text("A note.\n")
+    thinking_server.answers(thinker(worker(assistant.read)))
+    output = assistant.run(thinking_desk)
+    assert output.status == 0, output
+    assert re.search(r"Done: [^\x00]*A note\.", output.out), output
+    assert "What is there to do?" not in output.out
+    again = thinking_server.tokenizer.decode(thinking_server.requests[-1].prompt)
+    assert ("What is there to do?" in again) == assistant.recalls
+    assert set(thinking_desk.asked()) == {assistant.asks}
 
 
 @each([*LIMITED, CLAUDE_CODE, CODEX])
@@ -137,3 +158,19 @@ def test_claude_code_knows_a_prompt_that_is_too_long(small_desk: Desk) -> None:
     assert output.status == 1, output
     assert "Prompt is too long" in output.out
     assert {one.status for one in small_desk.asked()} == {400}
+
+
+@pytest.mark.parametrize("small_desk", [5_120], indirect=True)
+@each([PI, PI_RESPONSES, PI_MESSAGES])
+def test_pi_makes_a_conversation_shorter_that_is_too_long(assistant: Assistant, small_desk: Desk) -> None:
+    output = assistant.run(small_desk)
+    assert output.status == 0, output
+    # Which does not help here: its own instructions are too long.
+    assert [one.status for one in small_desk.asked()] == [400, 200, 400]
+
+
+def test_codex_knows_a_prompt_that_is_too_long(small_desk: Desk) -> None:
+    output = CODEX.run(small_desk)
+    assert output.status == 1, output
+    assert "ran out of room in the model's context window" in output.err
+    assert [one.status for one in small_desk.asked()] == [400]

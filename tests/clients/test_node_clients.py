@@ -102,6 +102,14 @@ def test_the_ai_sdk_runs_tools(title: str, asks: Asked, server: JackfieldServer,
     assert desk.asked() == [asks] * 3
 
 
+def test_the_ai_sdk_may_leave_out_what_it_takes_for_stored(server: JackfieldServer, desk: Desk) -> None:
+    desk.change(", providerOptions: { openai: { store: false } }", "")
+    server.answers(worker(("weather", {"city": "Paris"})))
+    text, _ = desk.run("AI SDK, OpenAI provider", "js", STREAM_TOOLS).last
+    assert text == "Done: Rain in Paris."
+    assert desk.asked() == [RESPONSES] * 3
+
+
 @each_ai_sdk
 def test_the_ai_sdk_gets_objects_from_the_starter(title: str, asks: Asked, talking_desk: Desk) -> None:
     output = talking_desk.run(title, "js", OBJECT)
