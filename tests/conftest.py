@@ -9,7 +9,15 @@ from serving import Server, serve
 
 pytest_plugins = ["model_fixtures"]
 
-SLOWEST = ("test_openai_sdk.py", "test_under_load.py", "test_schemathesis.py", "test_hang_up.py", "test_service.py")
+SLOWEST = (
+    "test_schemathesis.py",
+    "test_under_load.py",
+    "test_openai_sdk.py",
+    "test_tool_calls.py",
+    "test_hang_up.py",
+    "test_plugins_new.py",
+    "test_service.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
