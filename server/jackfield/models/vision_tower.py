@@ -32,7 +32,7 @@ class VisionTower:
         alone, so that matrix counts, twice. The other factors cover what was measured for small towers.
         """
         patches = tokens * self.token_patches
-        return 4 * patches * (2 * self.heads * patches + 3 * self.inner + 10 * self.hidden + 4 * self.patch_values)
+        return 4 * patches * (2 * self.heads * patches + 3 * self.inner + 14 * self.hidden + 4 * self.patch_values)
 
     def affordable(self, nbytes: int) -> int:
         """Tokens of the largest image that so many bytes can encode; one at least."""
