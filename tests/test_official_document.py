@@ -333,7 +333,10 @@ def test_a_difference_is_seen(tiny_server: Server) -> None:
 
 
 def test_a_difference_of_a_response_is_seen(tiny_server: Server) -> None:
-    status, content = post(tiny_server, "/v1/responses", {"model": tiny_server.model, "input": "Hi", "stream": True})
+    # An answer that ends by itself, and soon.
+    form = {"type": "json_schema", "name": "short", "schema": {"enum": ["Hi"]}}
+    body = {"model": tiny_server.model, "input": "Hi", "stream": True, "text": {"format": form}}
+    status, content = post(tiny_server, "/v1/responses", body)
     assert status == 200
     *_, done, last = [json.loads(line[6:]) for line in content.decode().splitlines() if line[:5] == "data:"]
     response = last["response"]
