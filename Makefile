@@ -118,12 +118,30 @@ $(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
 	@cd $(@D) && npm install --no-audit --no-fund --loglevel=error
 	@touch $@
 
+# --- The programs of `make test-system`, from Debian -------------------------------------------------------------------
+
+SYSTEM    := .build/system
+PROGRAMS  := $(SYSTEM)/.installed
+INSTALLED := chromium systemd
+as-root   := $(if $(filter 0,$(shell id -u)),,sudo )
+
+# Prometheus is only unpacked: installing it would start a server of its own.
+$(PROGRAMS): Makefile
+	$(if $(shell command -v apt-get),,$(error apt-get is needed: these tests run on Debian and Ubuntu))
+	@echo "Installing $(INSTALLED) and unpacking prometheus, from Debian (0.5 GB on disk, once) ..."
+	@mkdir -p $(@D)
+	@$(as-root)apt-get -qq update
+	@$(as-root)env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(INSTALLED) >$(@D)/apt.log 2>&1 \
+	  || { cat $(@D)/apt.log; exit 1; }
+	@cd $(@D) && apt-get -qq download prometheus 2>>apt.log && dpkg -x prometheus_*.deb .
+	@touch $@
+
 # --- What can be made -----------------------------------------------------------------------------------------------
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test test-plugins test-clients soak lint bench bench-engine bench-sockets clean
+.PHONY: help serve test test-plugins test-clients test-system soak lint bench bench-engine bench-sockets clean
 
 help:  ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -151,6 +169,10 @@ test-plugins: $(TOOLS)  ## the same for the official plugins, each with its own 
 
 test-clients: $(TOOLS) $(PYTHON_CLIENTS) $(NODE_CLIENTS)  ## run real assistants and SDKs against servers here, as docs/clients.md sets them up
 	@CLIENTS_DIR="$(CURDIR)/$(CLIENTS)" $(BIN)/python -m pytest tests/clients $(ARGS)
+
+test-system: $(TOOLS) $(PROGRAMS)  ## run it beside Prometheus, Chromium and systemd, which are installed from Debian
+	@SYSTEM_TESTS=1 PATH="$(CURDIR)/$(SYSTEM)/usr/bin:$$PATH" $(BIN)/python -m pytest tests/system \
+	  $(wildcard plugins/*/tests/system) $(ARGS)
 
 SOAK_SECONDS ?= 600
 
