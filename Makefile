@@ -123,15 +123,15 @@ $(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
 SYSTEM    := .build/system
 PROGRAMS  := $(SYSTEM)/.installed
 INSTALLED := chromium systemd
-as-root   := $(if $(filter 0,$(shell id -u)),,sudo )
+as-root   := $$(test "$$(id -u)" = 0 || echo sudo)
 
 # Prometheus is only unpacked: installing it would start a server of its own.
 $(PROGRAMS): Makefile
 	$(if $(shell command -v apt-get),,$(error apt-get is needed: these tests run on Debian and Ubuntu))
 	@echo "Installing $(INSTALLED) and unpacking prometheus, from Debian (0.5 GB on disk, once) ..."
 	@mkdir -p $(@D)
-	@$(as-root)apt-get -qq update
-	@$(as-root)env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(INSTALLED) >$(@D)/apt.log 2>&1 \
+	@$(as-root) apt-get -qq update
+	@$(as-root) env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(INSTALLED) >$(@D)/apt.log 2>&1 \
 	  || { cat $(@D)/apt.log; exit 1; }
 	@cd $(@D) && apt-get -qq download prometheus 2>>apt.log && dpkg -x prometheus_*.deb .
 	@touch $@
