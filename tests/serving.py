@@ -22,6 +22,8 @@ DEFAULTS = {
     "OMP_NUM_THREADS": "1",
     # And what is installed beside Jackfield has tests of its own.
     "JACKFIELD_PLUGINS": "none",
+    # And whoever runs the tests may have settings of their own.
+    "JACKFIELD_CONFIG": os.devnull,
 }
 
 

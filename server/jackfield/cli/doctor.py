@@ -50,7 +50,7 @@ def doctor(memory: str | None, device: str | None, config: Path | None, as_json:
     MODEL is starter, a folder, a .gguf file or a Hugging Face name; nothing is downloaded but its config.json. Settings
     from the environment and from a file count as they do for serve.
     """
-    settings = configuration.load(flags, config)
+    settings = configuration.read(flags, config).settings
     # Memory modules have powers of two: what is sold as 48GB is 48GiB.
     machine = parse_size(memory, binary=True) if memory else None
     # In this order, and before anything else imports MLX.

@@ -1,5 +1,6 @@
 """The command itself and its sub-commands."""
 
+import contextlib
 import sys
 from typing import Any
 
@@ -38,8 +39,9 @@ class _Group(click.Group):
         )
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """All names, for --help."""
-        self._ask_plugins()
+        """All names, for --help, which is there for those too whose settings are wrong."""
+        with contextlib.suppress(JackfieldError):
+            self._ask_plugins()
         return super().list_commands(context)
 
     def _ask_plugins(self) -> bool:
@@ -48,8 +50,9 @@ class _Group(click.Group):
             return False
         from jackfield.hooks.discovery import discover_commands  # noqa: PLC0415 - see above
 
+        settings = configuration.read({}).settings
         self._asked = True
-        discover_commands(configuration.load({}), self)
+        discover_commands(settings, self)
         return True
 
 

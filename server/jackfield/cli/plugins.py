@@ -64,7 +64,7 @@ def plugins(context: click.Context, config: Path | None, as_json: bool) -> None:
     # Not at the top: plugins are of no concern to those who make one.
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
 
-    hooks = discover(configuration.load({}, config))
+    hooks = discover(configuration.read({}, config).settings)
     reports = [PluginReport.model_validate(report) for report in hooks.reports()]
     if as_json:
         click.echo(json.dumps(json.loads(PluginList(data=reports).to_json()), indent=2))

@@ -40,7 +40,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file.
     """
     flags["disabled_plugins"] = flags["disabled_plugins"] or None
-    settings = configuration.load(flags, config)
+    settings = configuration.read(flags, config).settings
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # In this order, and before anything else imports MLX.
     load_blas()

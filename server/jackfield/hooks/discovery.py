@@ -1,6 +1,5 @@
 """Finds the installed plugins, and gives each its settings."""
 
-import difflib
 import logging
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -15,6 +14,7 @@ from jackfield.hooks.dispatcher import Dispatcher, refuse_open_door
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.specs import PROJECT
 from jackfield.settings import Settings
+from jackfield.settings.nearest import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,8 @@ def _configured(name: str, kind: type[BaseModel], table: dict[str, Any]) -> Base
 def _refusal(name: str, kind: type[BaseModel], problem: dict[str, Any]) -> ConfigurationError:
     key = ".".join(map(str, problem["loc"])) or "the table itself"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, kind.model_fields, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Its settings are: {', '.join(sorted(kind.model_fields))}."
+        near = nearest(key, kind.model_fields)
+        hint = f"Did you mean {near!r}?" if near else f"Its settings are: {', '.join(sorted(kind.model_fields))}."
         return ConfigurationError(f"Unknown setting {key!r} in [plugins.{name}].", suggestions=(hint,))
     if problem["type"] == "missing":
         return ConfigurationError(
@@ -175,8 +175,8 @@ def _refuse_duplicates(names: Sequence[str]) -> None:
 def _refuse_missing(settings: Settings, installed: Sequence[str]) -> None:
     asked = {*(settings.only_plugins or ()), *settings.disabled_plugins, *settings.plugins}
     for name in sorted(asked - set(installed)):
-        near = difflib.get_close_matches(name, installed, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Install it: pip install jackfield-{name}."
+        near = nearest(name, installed)
+        hint = f"Did you mean {near!r}?" if near else f"Install it: pip install jackfield-{name}."
         raise ConfigurationError(f"There is no plugin {name!r}.", suggestions=(hint, "List them: jackfield plugins."))
 
 

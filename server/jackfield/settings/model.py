@@ -1,14 +1,10 @@
-"""Settings: defaults < TOML file < JACKFIELD_* environment < flags."""
+"""What can be set, and to what."""
 
-import difflib
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jackfield.errors import ConfigurationError
 from jackfield.models.sizes import parse_size
@@ -114,58 +110,3 @@ class Settings(BaseModel):
     """The same for starting and ending, for preparing a model and for compressing a conversation."""
     max_plugin_failures: Annotated[int, Field(ge=1)] = 5
     """A plugin that fails so often in a row at one hook is disabled."""
-
-
-def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Put the settings together.
-
-    Args:
-        flags: from the command line; None stands for a flag that was not given.
-        file: a TOML file.
-        environment: ``JACKFIELD_PORT`` sets ``port``, and so on.
-
-    Raises:
-        ConfigurationError: one of them is wrong; the message names it and where it comes from.
-    """
-    layers = {
-        f"the file {file}": _read(file) if file else {},
-        "the environment": _from_environment(environment),
-        "the command line": {name: value for name, value in flags.items() if value is not None},
-    }
-    origin = {name: where for where, values in layers.items() for name in values}
-    merged = {name: value for values in layers.values() for name, value in values.items()}
-    try:
-        return Settings.model_validate(merged)
-    except ValidationError as error:
-        raise _refusal(error, origin) from None
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    # Other JACKFIELD_* variables belong to others (JACKFIELD_BLAS to the device, plugins' to plugins).
-    names = {f"JACKFIELD_{name.upper()}": name for name in Settings.model_fields} | {
-        "JACKFIELD_PLUGINS": "only_plugins"
-    }
-    return {name: environment[variable] for variable, name in names.items() if environment.get(variable)}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"The configuration file {file} cannot be read: {error}", suggestions=("Check its path and syntax.",)
-        ) from error
-
-
-def _refusal(error: ValidationError, origin: Mapping[str, str]) -> ConfigurationError:
-    problem = error.errors()[0]
-    name = str(problem["loc"][0])
-    where = origin.get(name, "the configuration")
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known settings: {', '.join(sorted(Settings.model_fields))}."
-        return ConfigurationError(f"Unknown setting {name!r} in {where}.", suggestions=(hint,))
-    return ConfigurationError(
-        f"Setting {name!r} from {where} is wrong: {problem['msg']} (got {problem['input']!r}).",
-        suggestions=(f"Correct {name!r} or leave it out.",),
-    )

@@ -1,0 +1,77 @@
+"""Puts the settings together, and remembers where each comes from."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jackfield.errors import ConfigurationError
+from jackfield.settings.model import Settings
+from jackfield.settings.nearest import nearest
+from jackfield.settings.origin import Layer, Origin, find_file, from_environment, from_file, from_flags
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The settings, and where they come from."""
+
+    settings: Settings
+    file: Path | None
+    origins: Mapping[str, Origin]
+    """Of the settings that somebody set."""
+
+    def origin(self, name: str) -> Origin:
+        """Where a setting's value comes from."""
+        return self.origins.get(name, Origin())
+
+
+def read(
+    flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Configuration:
+    """The configuration of this machine, with the file from where it usually is unless one is given.
+
+    Raises:
+        ConfigurationError: see `load`.
+    """
+    return _put_together(flags, file or find_file(environment), environment)
+
+
+def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Put the settings together.
+
+    Args:
+        flags: from the command line; None stands for a flag that was not given.
+        file: a TOML file; none is looked for.
+        environment: ``JACKFIELD_PORT`` sets ``port``, and so on.
+
+    Raises:
+        ConfigurationError: one of them is wrong; the message names it and where it comes from.
+    """
+    return _put_together(flags, file, environment).settings
+
+
+def _put_together(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Configuration:
+    merged: Layer = (from_file(file) if file else {}) | from_environment(environment) | from_flags(flags)
+    origins = {name: origin for name, (_, origin) in merged.items()}
+    try:
+        settings = Settings.model_validate({name: value for name, (value, _) in merged.items()})
+    except ValidationError as error:
+        raise _refusal(error, origins) from None
+    return Configuration(settings, file, origins)
+
+
+def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigurationError:
+    problem = error.errors()[0]
+    name = str(problem["loc"][0])
+    where = origins.get(name, "the configuration")
+    if problem["type"] == "extra_forbidden":
+        near = nearest(name, Settings.model_fields)
+        hint = f"Did you mean {near!r}?" if near else f"Known settings: {', '.join(sorted(Settings.model_fields))}."
+        return ConfigurationError(f"Unknown setting {name!r} in {where}.", suggestions=(hint,))
+    return ConfigurationError(
+        f"Setting {name!r} from {where} is wrong: {problem['msg']} (got {problem['input']!r}).",
+        suggestions=(f"Correct {name!r} or leave it out.",),
+    )
