@@ -40,6 +40,7 @@ AT_START = (
     "register_metrics",
     "token_signals",
     "register_routes",
+    "open_paths",
     "register_middleware",
     "startup",
 )
@@ -387,6 +388,31 @@ def test_keys_open_what_they_are_for(jackfield_server: StartServer, key: str, ex
         if reply.status != 200:
             validator("ErrorEnvelope").validate(reply.json)
         assert reply.headers["x-request-id"]
+
+
+def opening(*paths: str) -> object:
+    """A plugin with a page that wants these paths to be open."""
+
+    async def page(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    routes = [Route("/page", page, methods=["GET", "POST"]), Route("/page/data", page)]
+    return implementing("open_paths", lambda: paths, register_routes=lambda: routes)
+
+
+def test_a_page_that_is_open_needs_no_key(jackfield_server: StartServer) -> None:
+    server = jackfield_server(("door", Door()), ("pages", opening("/page")))
+    assert server.get("/page").text == "page"
+    assert server.request("HEAD", "/page").status == 200
+    closed = [server.post("/page"), *map(server.get, ("/page/", "/page/data", "//page", "/v1/page", "/Page"))]
+    assert [reply.status for reply in closed] == [401] * 6
+    assert server.get("/page/data", headers={"Authorization": "Bearer root"}).text == "page"
+
+
+@pytest.mark.parametrize("path", ["/good", "/v1/models", "/metrics", "/page/", "/page*", ""])
+def test_nobody_opens_what_is_not_theirs(jackfield_server: StartServer, path: str) -> None:
+    with pytest.raises(ConfigurationError, match="wants to open"):
+        jackfield_server(("door", Door()), ("good", Good()), ("pages", opening(path)))
 
 
 def test_a_keys_priority_is_added_to_the_requests(jackfield_server: StartServer) -> None:

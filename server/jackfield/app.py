@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
@@ -83,9 +83,13 @@ def create_app(
     """
     hooks = hooks or given((), settings)
     host = Host(settings, registry, hooks, events or EventBus())
+    plugged = _plugged_routes(host)
     app = Starlette(
-        routes=[*routes, *_plugged_routes(host)],
-        middleware=[Middleware(Arrival, hooks=hooks), *_plugged_middleware(host)],
+        routes=[*routes, *(route for _, route in plugged)],
+        middleware=[
+            Middleware(Arrival, hooks=hooks, open_paths=_open_paths(host, plugged)),
+            *_plugged_middleware(host),
+        ],
         lifespan=_lifespan,
         exception_handlers={
             JackfieldError: _expected,
@@ -115,8 +119,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         await app.state.host.stop()
 
 
-def _plugged_routes(host: Host) -> list[BaseRoute]:
-    """What plugins serve: nothing that is served already, by Jackfield or by one of them."""
+def _plugged_routes(host: Host) -> list[tuple[Plugin, BaseRoute]]:
+    """What plugins serve, and who does: nothing that is served already, by Jackfield or by one of them."""
     found = host.hooks.routes(host.server)
     taken: dict[str, str] = {}
     for plugin, route in found:
@@ -126,7 +130,19 @@ def _plugged_routes(host: Host) -> list[BaseRoute]:
             if served in taken:
                 raise _taken(plugin, served, taken[served])
             taken[served] = f"plugin {plugin.name}"
-    return [route for _, route in found]
+    return found
+
+
+def _open_paths(host: Host, plugged: Sequence[tuple[Plugin, BaseRoute]]) -> frozenset[str]:
+    """What can be got without a key because the plugin that serves it says so."""
+    found = host.hooks.open_paths(host.server)
+    for plugin, path in found:
+        if next((owner for owner, route in plugged if _matches(route, "GET", path)), None) is not plugin:
+            raise ConfigurationError(
+                f"Plugin {plugin.name} wants to open {path}, which it does not serve.",
+                suggestions=(f"Leave it out: --disable-plugin {plugin.name}.",),
+            )
+    return frozenset(path for _, path in found)
 
 
 def _taken(plugin: Plugin, served: str, by: str) -> ConfigurationError:

@@ -15,3 +15,8 @@ class Plugin:
     def register_routes(self) -> Iterable[BaseRoute]:
         """One route for all files; without a path it is ``index.html``."""
         return [Mount("/page", StaticFiles(packages=[("jackfield_page", "static")], html=True))]
+
+    @hookimpl
+    def open_paths(self) -> Iterable[str]:
+        """All of them, without a key: they hold nothing, and the page asks for one."""
+        return ["/page/", "/page/page.css", "/page/page.js"]

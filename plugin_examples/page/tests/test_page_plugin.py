@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import pytest
+from starlette.requests import HTTPConnection
 
+from jackfield.hooks import Identity, hookimpl
 from jackfield.testing import JackfieldServer, StartServer
 
 
@@ -66,3 +68,21 @@ def test_what_the_page_asks_is_there(server: JackfieldServer) -> None:
     assert server.get("/v1/models").json["data"][0]["id"]
     server.says("Good morning.")
     assert server.chat("Hi", stream=True).content == "Good morning."
+
+
+class Door:
+    """Knows one key."""
+
+    @hookimpl
+    def authenticate(self, request: HTTPConnection) -> Identity | None:
+        return Identity("me") if request.headers.get("authorization") == "Bearer mine" else None
+
+
+def test_it_opens_without_a_key_and_asks_for_one(jackfield_server: StartServer) -> None:
+    server = jackfield_server("page", ("door", Door()))
+    page = Page(server.get("/page/").text)
+    files = ["", *(script["src"] for script in page.all("script")), "page.css"]
+    assert [server.get(f"/page/{file}").status for file in files] == [200] * 3
+    assert server.get("/v1/models").status == 401
+    assert server.get("/v1/models", headers={"Authorization": "Bearer mine"}).status == 200
+    assert "key" in {field["id"] for field in page.all("input")}

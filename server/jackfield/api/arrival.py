@@ -1,6 +1,7 @@
 """What happens to every request before anything else: it gets an id, and somebody may ask who sends it."""
 
 import re
+from collections.abc import Collection
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -40,11 +41,18 @@ _SANE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Arrival:
-    """Names each request and asks the plugins who sends it: ``request_id`` and ``identity`` of ``request.state``."""
+    """Names each request and asks the plugins who sends it: ``request_id`` and ``identity`` of ``request.state``.
 
-    def __init__(self, app: ASGIApp, hooks: Hooks) -> None:
+    Args:
+        app: what is behind it.
+        hooks: the plugins.
+        open_paths: what plugins let everybody get.
+    """
+
+    def __init__(self, app: ASGIApp, hooks: Hooks, open_paths: Collection[str] = ()) -> None:
         self._app = app
         self._hooks = hooks
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -63,7 +71,7 @@ class Arrival:
                     headers["request-id"] = name
             await send(message)
 
-        if not _is_open(scope, connection) and self._hooks.has("authenticate"):
+        if not self._is_open(scope, connection) and self._hooks.has("authenticate"):
             try:
                 connection.state.identity = await self._identify(connection)
             except JackfieldError as error:
@@ -71,6 +79,12 @@ class Arrival:
                 await _refuse(error, scope, receive, send_with_id)
                 return
         await self._app(scope, receive, send_with_id)
+
+    def _is_open(self, scope: Scope, connection: HTTPConnection) -> bool:
+        """Whether nobody asks who sends this: a browser's preflight, for one, never carries a key."""
+        path, method = scope["path"], scope.get("method")
+        preflight = method == "OPTIONS" and "access-control-request-method" in connection.headers
+        return preflight or path in OPEN or (method in ("GET", "HEAD") and path in self._open_paths)
 
     async def _identify(self, connection: HTTPConnection) -> Identity | None:
         identity = await self._hooks.authenticate(_with_bearer(connection))
@@ -80,12 +94,6 @@ class Arrival:
         if identity is not None and not identity.scopes & {scope, "admin"}:
             raise ForbiddenError(path, scope)
         return identity
-
-
-def _is_open(scope: Scope, connection: HTTPConnection) -> bool:
-    """Whether nobody asks who sends this: a browser's preflight, for one, never carries a key."""
-    preflight = scope.get("method") == "OPTIONS" and "access-control-request-method" in connection.headers
-    return preflight or scope["path"] in OPEN
 
 
 def _with_bearer(connection: HTTPConnection) -> HTTPConnection:

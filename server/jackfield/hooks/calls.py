@@ -142,6 +142,10 @@ class Hooks:
         """What plugins serve."""
         return self._contributed("register_routes", server, BaseRoute)
 
+    def open_paths(self, server: Callable[[Plugin], Server]) -> list[tuple[Plugin, str]]:
+        """What of their routes plugins want to be got without a key."""
+        return self._contributed("open_paths", server, str)
+
     def middleware(self, server: Callable[[Plugin], Server]) -> list[tuple[Plugin, Middleware]]:
         """What plugins put around all routes."""
         return self._contributed("register_middleware", server, Middleware)

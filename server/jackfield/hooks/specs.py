@@ -126,6 +126,10 @@ class Sockets(Protocol):
         """Routes to serve beside the built-in ones; a path that is taken is an error."""
 
     @hookspec
+    def open_paths(self, config: Any) -> Iterable[str]:
+        """Paths of the plugin's own routes that can be got without a key: pages that ask for it themselves."""
+
+    @hookspec
     def register_middleware(self, server: "Server", config: Any) -> Iterable[Middleware]:
         """ASGI middleware around all routes, the first one outermost."""
 
