@@ -1,6 +1,7 @@
 """The command: what it prints, and how it ends."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import httpx2
 
+from jackfield.cli import serve as command
 from serving import serve
 
 
@@ -83,3 +85,15 @@ def test_terminated_and_interrupted_servers_end_cleanly(tiny_model):
             server.process.send_signal(number)
             assert server.process.wait(60) == 0
         assert not any("Traceback" in line or "Aborted" in line for line in server.log)
+
+
+def test_a_server_asks_for_as_many_open_files_as_it_gets():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        command.allow_open_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == limits[1]
+        assert soft == (command.OPEN_FILES if hard == resource.RLIM_INFINITY else min(command.OPEN_FILES, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -1,7 +1,9 @@
 """``jackfield serve``."""
 
 import asyncio
+import contextlib
 import logging
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from jackfield.cli.progress import RichProgress
 from jackfield.errors import ConfigurationError
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.settings import Settings
+
+OPEN_FILES = 10_240
+"""Each connection is one. macOS grants so many at most, and 256 to who does not ask."""
 
 EXAMPLES = """\b
 Examples:
@@ -49,11 +54,21 @@ def serve(config: Path | None, **flags: Any) -> None:
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
     from jackfield.models.sources import SOURCES, resolve  # noqa: PLC0415
 
+    allow_open_files()
     hooks = discover(settings)
     with _listen(settings) as listener:
         sources = (*hooks.model_sources(), *SOURCES)
         folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress(), sources=sources)
         asyncio.run(run(settings, folder, listener, hooks))
+
+
+def allow_open_files() -> None:
+    """Ask the system for as many open files as many connections take, as far as it grants them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listen(settings: Settings) -> socket.socket:
