@@ -141,7 +141,7 @@ $(PROGRAMS): Makefile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test test-plugins test-clients test-system soak lint bench bench-engine bench-sockets clean
+.PHONY: help serve test test-plugins test-clients test-system test-faults soak lint bench bench-engine bench-sockets clean
 
 help:  ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -173,6 +173,11 @@ test-clients: $(TOOLS) $(PYTHON_CLIENTS) $(NODE_CLIENTS)  ## run real assistants
 test-system: $(TOOLS) $(PROGRAMS)  ## run it beside Prometheus, Chromium and systemd, which are installed from Debian
 	@SYSTEM_TESTS=1 PATH="$(CURDIR)/$(SYSTEM)/usr/bin:$$PATH" $(BIN)/python -m pytest tests/system \
 	  $(wildcard plugins/*/tests/system) $(ARGS)
+
+FAULT_SECONDS ?= 300
+
+test-faults: $(TOOLS)  ## kill, starve, flood and mistreat it, then five minutes of mixed load (FAULT_SECONDS=60)
+	@FAULT_SECONDS=$(FAULT_SECONDS) $(BIN)/python -m pytest tests/faults $(ARGS)
 
 SOAK_SECONDS ?= 600
 

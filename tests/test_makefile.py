@@ -280,6 +280,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "test-plugins",
         "test-clients",
         "test-system",
+        "test-faults",
         "soak",
         "lint",
         "bench",

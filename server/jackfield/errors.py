@@ -61,10 +61,12 @@ class ContextLengthExceededError(InvalidRequestError):
     def __init__(self, *, context_length: int, prompt_tokens: int, param: str = "messages") -> None:
         self.context_length = context_length
         self.prompt_tokens = prompt_tokens
+        # A text that is much too long is not counted to its end.
+        count = f"{prompt_tokens} tokens{' or more' if prompt_tokens > 2 * context_length else ''}"
         # Coding assistants recognise an overflow by this wording, and compact the conversation or stop cleanly.
         super().__init__(
             f"This model's maximum context length is {context_length} tokens. However, your {param} resulted in "
-            f"{prompt_tokens} tokens. Please reduce the length of the {param}.",
+            f"{count}. Please reduce the length of the {param}.",
             param=param,
             suggestions=(
                 f"Shorten the {param} by at least {prompt_tokens - context_length + 1} tokens.",
@@ -117,8 +119,9 @@ class ModelNotFoundError(NotFoundError):
     code = "model_not_found"
 
     def __init__(self, model: str, available: tuple[str, ...]) -> None:
+        named = model if len(model) <= 100 else f"{model[:100]}..."
         super().__init__(
-            f"The model {model!r} does not exist here.",
+            f"The model {named!r} does not exist here.",
             param="model",
             suggestions=(f"Use one of: {', '.join(available)}.", "See GET /v1/models."),
         )

@@ -44,13 +44,16 @@ class Prompt(NamedTuple):
     images: tuple[PromptImage, ...] = ()
 
 
-def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer, pictures: Pictures | None = None) -> Prompt:
+def chat_prompt(
+    request: ChatCompletionRequest, tokenizer: Tokenizer, pictures: Pictures | None = None, limit: int | None = None
+) -> Prompt:
     """The conversation, up to where the answer begins.
 
     Args:
         request: what the client sent.
         tokenizer: the model's.
         pictures: the request's images, for a model that reads them.
+        limit: of a prompt with more than twice as many tokens, the first ones will do.
 
     Raises:
         InvalidRequestError: the template refuses the conversation, or it has parts that the model does not read.
@@ -61,7 +64,7 @@ def chat_prompt(request: ChatCompletionRequest, tokenizer: Tokenizer, pictures: 
     if pictures is not None and images:
         return Prompt(*pictures.place(text, images, tokenizer))
     # The template has written the special tokens itself.
-    return Prompt(tokenizer.encode(text, special=False))
+    return Prompt(tokenizer.encode(text, special=False, limit=limit))
 
 
 def chat_text(

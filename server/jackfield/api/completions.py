@@ -34,7 +34,7 @@ async def completions(request: Request) -> Response:
 
 def _tokens(prompt: str | list[int], model: ServedModel) -> list[int]:
     if isinstance(prompt, str):
-        return model.tokenizer.encode(prompt)
+        return model.tokenizer.encode(prompt, limit=model.context_length)
     return known_tokens(prompt, model, "prompt")
 
 

@@ -43,9 +43,11 @@ class Conversation:
         """
         tokenizer, images = self._model.tokenizer, self._model.images
         pictures = None if images is None else await images.read(self.asked)
-        self._prompt = await asyncio.to_thread(chat_prompt, self.asked, tokenizer, pictures)
+        shortens = self._exchange.hooks.has("compress_context")
+        limit = None if shortens else self._model.context_length
+        self._prompt = await asyncio.to_thread(chat_prompt, self.asked, tokenizer, pictures, limit)
         count = len(self._prompt.tokens)
-        if count > self._budget and self._exchange.hooks.has("compress_context"):
+        if shortens and count > self._budget:
             found = await compress(self.asked, count, tokenizer, self._budget, self._exchange, pictures=pictures)
             if found is not None:
                 self.asked, self._prompt = found

@@ -73,7 +73,7 @@ def _prepare(asked: EmbeddingsRequest, model: ServedModel, exchange: Exchange) -
 
 def _tokens(text: str | list[int], model: ServedModel) -> tuple[int, ...]:
     if isinstance(text, str):
-        tokens = model.tokenizer.encode(text)
+        tokens = model.tokenizer.encode(text, limit=model.context_length)
         if model.embedding.end is not None and tokens[-1:] != [model.embedding.end]:
             tokens.append(model.embedding.end)
     else:

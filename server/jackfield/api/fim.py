@@ -40,12 +40,15 @@ class _FimReply(ChoicesReply[FimCompletionRequest]):
 
     def ask(self) -> Answer:
         asked, fim = self.asked, filler(self.model, "model")
-        prompt = fim.prompt(asked.prompt, asked.suffix) if asked.suffix else self.model.tokenizer.encode(asked.prompt)
+        prompt = fim.prompt(asked.prompt, asked.suffix) if asked.suffix else self._tokens(asked.prompt)
         grammar = constraint_of(asked, self.model)
         requests = engine_requests(
             asked, self.model, [prompt], self.exchange, name=self.id, param="prompt", grammar=grammar
         )
         return Middle(self.model, ending(requests, fim), self.exchange, asked.stops, each=len(requests))
+
+    def _tokens(self, prompt: str) -> list[int]:
+        return self.model.tokenizer.encode(prompt, limit=self.model.context_length)
 
     def choice(self, index: int, parts: Sequence[Delta]) -> ChatChoice:
         text = "".join(part.text for part in parts)

@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from jackfield.models.encoding import encoding
+
 _SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 
@@ -39,7 +41,7 @@ class LiteralEncoder:
     def _encoding(self, text: str) -> Any:
         # Copying a tokenizer takes a second, and few texts are about special tokens.
         backend = self._literal if self._look_alike.search(text) else self._backend
-        return backend.encode(text, add_special_tokens=False)
+        return encoding(backend, text, special=False)
 
     @cached_property
     def _literal(self) -> Any:

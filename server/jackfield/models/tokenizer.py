@@ -13,12 +13,17 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from jackfield.errors import InvalidRequestError, ModelLoadError
+from jackfield.models.encoding import encoding
 from jackfield.models.folder import read_json
 from jackfield.models.literal import LiteralEncoder
 from jackfield.text.reasoning import ThinkingTags
 
 Message = dict[str, Any]
 """One message as chat templates expect it: ``role``, ``content`` and perhaps ``tool_calls``."""
+
+
+GENEROUS = 16
+"""Characters of a token, more than those of any language's texts have on average."""
 
 
 class Tokenizer:
@@ -46,14 +51,24 @@ class Tokenizer:
         """The tokenizer as the contents of a ``tokenizer.json``."""
         return str(self._backend.to_str())
 
-    def encode(self, text: str, *, special: bool = True, parse: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True, parse: bool = True, limit: int | None = None) -> list[int]:
         """Token ids.
 
         ``special`` adds what the model expects around a text, such as a begin-of-sequence token. Without ``parse``,
-        special tokens that are written in the text are text like any other.
+        special tokens that are written in the text are text like any other. Of a text of more than twice ``limit``
+        tokens, perhaps only the first ones are found, more than twice as many as that: nobody reads megabytes to
+        refuse them.
+
+        Raises:
+            InvalidRequestError: the tokenizer gives up on the text.
         """
         backend = self._backend if parse else self._literal
-        return list(backend.encode(text, add_special_tokens=special).ids)
+        length = len(text) if limit is None else GENEROUS * limit
+        while True:
+            tokens = list(encoding(backend, text[:length], special=special).ids)
+            if length >= len(text) or len(tokens) > 2 * (limit or 0):
+                return tokens
+            length *= 4
 
     @cached_property
     def _literal(self) -> Any:
