@@ -69,6 +69,15 @@ def test_bad_bytes_are_refused(server: Server, path: str) -> None:
     is_well(server)
 
 
+def test_odd_answers_come_through_unchanged(jackfield_server: StartServer) -> None:
+    """Those too that could be mistaken for the end of an event."""
+    server = jackfield_server()
+    for text in (text for name, text in TEXTS.items() if name != "special tokens"):
+        for stream in (True, False):
+            server.says(text)
+            assert server.chat("hi", stream=stream).content == text
+
+
 def test_stored_texts_come_back_as_they_were(server: Server) -> None:
     for text in TEXTS.values():
         _, answer = post(server, "/v1/responses", ENDPOINTS["/v1/responses"](text))

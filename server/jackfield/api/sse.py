@@ -1,6 +1,7 @@
 """Server-sent events, as OpenAI's clients read them."""
 
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -15,6 +16,9 @@ from jackfield.protocol.base import AnswerModel
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+_LINE_BREAKS = re.compile("\x85|\u2028|\u2029".encode())
+"""They may stand in JSON, and end no line of an event, but many clients' libraries take them for ends of lines."""
+
 PROGRESS_SECONDS = 1.0
 """A long prompt's progress goes out as a comment this often; clients skip comments but see that the server lives."""
 
@@ -22,7 +26,11 @@ PROGRESS_SECONDS = 1.0
 def event(data: AnswerModel, name: str = "") -> bytes:
     """One event, with its name where the dialect has names for them."""
     head = f"event: {name}\n".encode() if name else b""
-    return head + b"data: " + data.to_json() + b"\n\n"
+    return head + b"data: " + _LINE_BREAKS.sub(_escaped, data.to_json()) + b"\n\n"
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return f"\\u{ord(found[0].decode()):04x}".encode()
 
 
 def comment(text: str) -> bytes:
