@@ -114,3 +114,14 @@ def test_odd_names(server: Server) -> None:
 @pytest.mark.parametrize("path", BOUND)
 def test_ten_megabytes_are_refused_without_being_read_to_their_end(server: Server, path: str) -> None:
     assert 2 * 4096 < tokens_found(server, path, "word " * 2_000_000) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/messages", "messages"), ("/v1/responses", "input")]
+)
+def test_forty_thousand_messages(server: Server, path: str, field: str) -> None:
+    """A copy of all that came before, for each of them, would take minutes."""
+    limit = {"max_tokens": 2} if field == "messages" else {}
+    error = refusal(server, path, {field: [{"role": "user", "content": "a"}] * 40_000, **limit})
+    assert "too long" in error["message"] or error["code"] == "context_length_exceeded"
+    is_well(server)

@@ -183,7 +183,9 @@ def _merged(messages: Iterable[Message]) -> list[Message]:
     for message in messages:
         last = merged[-1] if merged else None
         if isinstance(message, UserMessage) and isinstance(last, UserMessage):
-            merged[-1] = UserMessage(role="user", content=[*_in_parts(last.content), *_in_parts(message.content)])
+            # In place: there may be thousands, and each would copy those before it.
+            last.content = _in_parts(last.content)
+            last.content += _in_parts(message.content)
         else:
             merged.append(message)
     return merged
