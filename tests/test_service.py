@@ -66,7 +66,8 @@ def test_a_model_that_does_not_fit_is_refused_with_what_to_do(tiny_model):
 
 @pytest.mark.parametrize("wrong", ["much", "-3GB", "5 elephants"])
 def test_a_size_that_is_none_is_refused_by_name(tiny_model, wrong):
-    assert "'memory_limit' from the environment is wrong" in refusal(tiny_model, JACKFIELD_MEMORY_LIMIT=wrong)
+    told = refusal(tiny_model, JACKFIELD_MEMORY_LIMIT=wrong)
+    assert "'memory_limit' from the environment: JACKFIELD_MEMORY_LIMIT is wrong" in told
 
 
 def test_keys_and_values_that_cannot_be_quantized_are_told_before_the_port_opens(tiny_model):

@@ -248,10 +248,10 @@ def test_an_unknown_model(stage: Stage) -> None:
 
 def test_which_of_several_models_has_to_be_said(tokenizer: Tokenizer) -> None:
     models = [ServedModel(name, tokenizer, None, 4096, 49152, {}) for name in "ab"]  # type: ignore[arg-type]
-    assert Registry(models[:1]).choose(None).id == "a"
-    assert Registry(models).choose("b").id == "b"
+    assert Registry(models[:1]).entry(None).id == "a"
+    assert Registry(models).entry("b").id == "b"
     with pytest.raises(InvalidRequestError, match="'model'") as caught:
-        Registry(models).choose(None)
+        Registry(models).entry(None)
     assert caught.value.suggestions == ("Send one of: a, b.",)
 
 

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
 
 from jackfield.api.anthropic.messages import count_tokens, messages
 from jackfield.api.arrival import Arrival
+from jackfield.api.borrowing import Borrowing
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
 from jackfield.api.embeddings import embeddings
@@ -88,6 +89,7 @@ def create_app(
         routes=[*routes, *(route for _, route in plugged)],
         middleware=[
             Middleware(Arrival, hooks=hooks, open_paths=_open_paths(host, plugged)),
+            Middleware(Borrowing),
             *_plugged_middleware(host),
         ],
         lifespan=_lifespan,

@@ -14,6 +14,7 @@ from jackfield.api.generation import engine_requests
 from jackfield.backends.cascade import Cascade
 from jackfield.backends.plugged import PluggedAnswer
 from jackfield.choice import Delta
+from jackfield.engine.statistics import Statistics
 from jackfield.errors import ConfigurationError, UnavailableError
 from jackfield.events import Event, EventBus
 from jackfield.exchange import Exchange, new_request_id
@@ -26,7 +27,7 @@ from jackfield.hooks.parsers import IsolatedParser, MakeParser
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.server import ModelInfo, plugin_data_dir
 from jackfield.hooks.specs import Backend
-from jackfield.models.registry import Registry, ServedModel
+from jackfield.models.registry import Entry, Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
@@ -170,10 +171,7 @@ class PluginServer:
 
     def models(self) -> list[ModelInfo]:
         """All served models."""
-        return [
-            ModelInfo(model.id, model.context_length, model.engine.state, asdict(model.engine.statistics))
-            for model in self._host.registry
-        ]
+        return [_info(entry) for entry in self._host.registry.entries]
 
     def plugins(self) -> list[dict[str, Any]]:
         """All plugins, as ``GET /v1/plugins`` lists them."""
@@ -191,9 +189,16 @@ class PluginServer:
         Raises:
             JackfieldError: it could not answer.
         """
-        served = self._host.registry.get(model) if model else next(iter(self._host.registry), None)
-        if served is None:
+        entries = self._host.registry.entries
+        if not entries:
             raise UnavailableError("No model is served.")
+        loan = await self._host.registry.lend(model or entries[0].id)
+        try:
+            return await self._complete(messages, loan.model, max_tokens)
+        finally:
+            loan.end()
+
+    async def _complete(self, messages: Sequence[ChatMessage], served: ServedModel, max_tokens: int) -> str:
         # Seen by no plugin, or one that asks a model about every request would never come to an end.
         unseen = given((), self._host.settings)
         exchange = Exchange(
@@ -208,6 +213,12 @@ class PluginServer:
         asked = ChatCompletionRequest.model_validate(document | own)
         pictures = None if served.images is None else await served.images.read(asked)
         return await _text(await asyncio.to_thread(_answer, asked, served, exchange, pictures))
+
+
+def _info(entry: Entry) -> ModelInfo:
+    model = entry.served
+    statistics = Statistics() if model is None else model.engine.statistics
+    return ModelInfo(entry.id, model.context_length if model else 0, entry.state, asdict(statistics))
 
 
 def _answer(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange, pictures: Pictures | None) -> Answer:

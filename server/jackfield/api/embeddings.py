@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jackfield.api import body
+from jackfield.api.borrowing import borrow
 from jackfield.api.token_ids import known_tokens
 from jackfield.errors import ContextLengthExceededError, InvalidRequestError
 from jackfield.exchange import Exchange
@@ -37,7 +38,7 @@ async def embeddings(request: Request) -> Response:
 
 async def _answer(request: Request, whole: bytes, exchange: Exchange) -> bytes:
     asked = await body.read(whole, EmbeddingsRequest, exchange)
-    model = request.app.state.registry.get(asked.model)
+    model = await borrow(request, asked.model)
     # Many texts take their time.
     vectors = await asyncio.to_thread(_prepare, asked, model, exchange)
     facts = {"prompt_tokens": vectors.tokens, "inputs": len(vectors.texts)}

@@ -5,33 +5,46 @@ from datetime import UTC, datetime
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jackfield.models.registry import ServedModel
-from jackfield.protocol.models import Model, ModelList
+from jackfield.models.registry import Entry
+from jackfield.protocol.models import Model, ModelList, ModelReport
 
 
 async def list_models(request: Request) -> Response:
-    """All models that are served."""
-    data = [_model(model) for model in request.app.state.registry]
+    """All models that can be asked for, in memory or not."""
+    data = [_model(entry) for entry in request.app.state.registry.entries]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     models = ModelList(data=data, first_id=first, last_id=last)
     return Response(models.to_json(), media_type="application/json")
 
 
 async def get_model(request: Request) -> Response:
-    """One of them."""
-    model = request.app.state.registry.get(request.path_params["model"])
-    return Response(_model(model).to_json(), media_type="application/json")
+    """One of them, by its name or another one that it has."""
+    entry = request.app.state.registry.entry(request.path_params["model"])
+    return Response(_model(entry).to_json(), media_type="application/json")
 
 
-def _model(model: ServedModel) -> Model:
+def _model(entry: Entry) -> Model:
+    context_length = entry.profile.context_length if entry.profile else None
     return Model(
-        id=model.id,
-        created=model.created,
+        id=entry.id,
+        created=entry.created,
         owned_by="jackfield",
-        context_length=model.context_length,
-        max_model_len=model.context_length,
-        display_name=model.id,
-        created_at=datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
-        max_input_tokens=model.context_length,
-        max_tokens=model.context_length,
+        context_length=context_length,
+        max_model_len=context_length,
+        display_name=entry.id,
+        created_at=datetime.fromtimestamp(entry.created, UTC).isoformat().replace("+00:00", "Z"),
+        max_input_tokens=context_length,
+        max_tokens=context_length,
+        jackfield=_report(entry),
+    )
+
+
+def _report(entry: Entry) -> ModelReport:
+    return ModelReport(
+        state=entry.state,
+        aliases=list(entry.aliases),
+        pinned=entry.pinned,
+        capabilities=list(entry.profile.capabilities) if entry.profile else None,
+        progress=entry.progress,
+        failure=entry.failure.message if entry.failure else None,
     )

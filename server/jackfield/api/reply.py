@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from jackfield.answer import Answer
 from jackfield.api import body, sse
+from jackfield.api.borrowing import borrow
 from jackfield.backends.cascade import Cascade
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
@@ -151,7 +152,7 @@ async def _prepare(
     request: Request, whole: bytes, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange
 ) -> Reply[Asked]:
     asked = await body.read(whole, asks, exchange)
-    model = request.app.state.registry.choose(asked.model or None)
+    model = await borrow(request, asked.model or None)
     prepared = reply(asked, model, exchange, request.app.state.host)
     await prepared.prepare()
     return prepared

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jackfield.api import body
+from jackfield.api.borrowing import borrow
 from jackfield.api.token_ids import known_tokens
 from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
@@ -47,15 +48,16 @@ async def apply_template(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """How the model's tokenizer is set up."""
-    model = request.app.state.registry.choose(request.query_params.get("model"))
-    return _answer(TokenizerInfo(model=model.id, model_max_length=model.context_length, **model.tokenizer.settings()))
+    model = await borrow(request, request.query_params.get("model"))
+    told = {"model": model.id, "model_max_length": model.context_length, **model.tokenizer.settings()}
+    return _answer(TokenizerInfo.model_validate(told))
 
 
 async def _respond(
     request: Request, asks: type[Asked], answer: Callable[[Asked, ServedModel], AnswerModel]
 ) -> Response:
     _, asked = await body.parsed(await body.whole(request), asks)
-    model = request.app.state.registry.choose(asked.model)
+    model = await borrow(request, asked.model)
     # Long texts and templates take their time.
     return _answer(await asyncio.to_thread(answer, asked, model))
 

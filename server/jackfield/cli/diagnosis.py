@@ -16,6 +16,7 @@ from jackfield.models.description import Description, describe_model
 from jackfield.models.device import Device, describe, detect_device, load_blas
 from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan, plan_architecture, served_type, usable_memory
+from jackfield.models.service import plan_options
 from jackfield.models.sizes import gigabytes
 from jackfield.settings import Settings
 
@@ -211,11 +212,7 @@ def _plan(architecture: Architecture, machine: Machine, settings: Settings) -> M
         machine.kind,
         machine.usable,
         dtype=settings.dtype,
-        context_length=settings.context_length,
-        slots=settings.max_batch,
-        kv_bits=settings.kv_bits,
-        prefix_cache=settings.prefix_cache_bytes,
-        memory_limit=settings.memory_limit,
+        **plan_options(settings),
     )
 
 

@@ -14,6 +14,7 @@ from jackfield import settings as configuration
 from jackfield.cli.progress import RichProgress
 from jackfield.errors import ConfigurationError
 from jackfield.models.device import import_mlx_lm, load_blas
+from jackfield.models.progress import Progress
 from jackfield.settings import Settings
 
 OPEN_FILES = 10_240
@@ -24,11 +25,20 @@ Examples:
   jackfield serve                                    the small model that comes along
   jackfield serve --model mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
   jackfield serve --model ./model.gguf --port 9000
+  jackfield serve --model starter --model mlx-community/Qwen3-4B-4bit --alias gpt-4o-mini=starter
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--model", help="starter, a folder, a .gguf file or a Hugging Face name.  [default: starter]")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="starter, a folder, a .gguf file or a Hugging Face name; given again, more that are loaded on demand.  "
+    "[default: starter]",
+)
+@click.option("--alias", "aliases", multiple=True, help="Another name for a model, NAME=MODEL; may be repeated.")
+@click.option("--unload-after", type=float, help="Seconds after which an unused model leaves memory.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8080]")
 @click.option("--dtype", help="On a CPU: auto, float32 or keep.  [default: auto]")
@@ -45,6 +55,9 @@ def serve(config: Path | None, **flags: Any) -> None:
     Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file.
     """
     flags["disabled_plugins"] = flags["disabled_plugins"] or None
+    flags["model"], *more = flags.pop("models") or (None,)
+    flags["models"] = ",".join(more) or None
+    flags["aliases"] = ",".join(flags["aliases"]) or None
     settings = configuration.read(flags, config).settings
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # In this order, and before anything else imports MLX.
@@ -52,14 +65,20 @@ def serve(config: Path | None, **flags: Any) -> None:
     import_mlx_lm()
     from jackfield.cli.server import run  # noqa: PLC0415
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
+    from jackfield.models.lineup import at_start  # noqa: PLC0415
     from jackfield.models.sources import SOURCES, resolve  # noqa: PLC0415
 
     allow_open_files()
     hooks = discover(settings)
     with _listen(settings) as listener:
         sources = (*hooks.model_sources(), *SOURCES)
-        folder = resolve(settings.model, cache=settings.cache_dir, progress=RichProgress(), sources=sources)
-        asyncio.run(run(settings, folder, listener, hooks))
+
+        def fetch(name: str, progress: Progress) -> Path:
+            return resolve(name, cache=settings.cache_dir, progress=progress, sources=sources)
+
+        # Here, where a signal ends it at once.
+        found = {name: fetch(name, RichProgress()) for name in at_start(settings)}
+        asyncio.run(run(settings, lambda name, progress: found.get(name) or fetch(name, progress), listener, hooks))
 
 
 def allow_open_files() -> None:

@@ -7,17 +7,16 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import uvicorn
 from starlette.applications import Starlette
 
 from jackfield.app import create_app
+from jackfield.cli.progress import RichProgress
 from jackfield.events import EventBus
 from jackfield.hooks.calls import Hooks
-from jackfield.models.registry import Registry
-from jackfield.models.service import open_model
+from jackfield.models.lineup import Fetch, Lineup
 from jackfield.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -45,25 +44,29 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-async def run(settings: Settings, folder: Path, listener: socket.socket, hooks: Hooks) -> None:
-    """Serve the model in ``folder`` until a signal comes.
+async def run(settings: Settings, fetch: Fetch, listener: socket.socket, hooks: Hooks) -> None:
+    """Serve models, which ``fetch`` finds, until a signal comes.
 
     Raises:
-        ModelLoadError: the model cannot be served; the port has not been opened then.
+        ModelLoadError: a model cannot be served; the port has not been opened then.
         ConfigurationError: plugins cannot be served as they are.
     """
     events = EventBus()
-    model = await open_model(settings, folder, events, tell, hooks.engine)
+    lineup = Lineup(settings, fetch, events, tell=tell, hooks=hooks.engine, progress=RichProgress())
     try:
-        app = create_app(settings, Registry([model]), hooks, events)
+        await lineup.start()
+        app = create_app(settings, lineup.registry, hooks, events)
         host, port = listener.getsockname()[:2]
         app.state.host.url = f"http://{host}:{port}"
         async with app.router.lifespan_context(app):
             listener.listen(BACKLOG)
-            tell(f"Serving {model.id} on http://{host}:{port}/v1")
+            first, *others = [entry.id for entry in lineup.registry.entries]
+            tell(f"Serving {first} on http://{host}:{port}/v1")
+            if others:
+                tell(f"And when they are asked for: {', '.join(others)}")
             await _Server(_config(app, settings)).serve(sockets=[listener])
     finally:
-        await model.engine.stop()
+        await lineup.stop()
         await _leave_behind()
 
 

@@ -27,7 +27,7 @@ class Room:
     Args:
         runner: knows what rows take.
         guard: knows the pool, and what the machine has free.
-        prefix_cache: gives way to requests; its budget now is the most that it ever gets.
+        prefix_cache: gives way to requests; its budget now is the most that it gets, until that is changed.
         batch: those who are being answered.
         reading: those whose prompts are being processed.
     """
@@ -37,11 +37,12 @@ class Room:
     prefix_cache: PrefixCache
     batch: DecodeBatch
     reading: list[Sequence]
-    _cache_budget: int = field(init=False)
+    cache_budget: int = field(init=False)
+    """The most that the prefix cache ever gets."""
     _refusing_since: float | None = None
 
     def __post_init__(self) -> None:
-        self._cache_budget = self.prefix_cache.budget
+        self.cache_budget = self.prefix_cache.budget
 
     @property
     def busy(self) -> int:
@@ -135,7 +136,7 @@ class Room:
 
     def _give_way(self, room: int) -> None:
         """Let the prefix cache have its budget, or the room that is left."""
-        budget = max(0, min(self._cache_budget, room))
+        budget = max(0, min(self.cache_budget, room))
         if budget != self.prefix_cache.budget:
             self.prefix_cache.budget = budget
 
@@ -153,7 +154,7 @@ class Room:
         if lacking:
             self.guard.pressure = Pressure.REFUSING if self.guard.critical else Pressure.SLOWING
         else:
-            cramped = self.prefix_cache.budget < self._cache_budget
+            cramped = self.prefix_cache.budget < self.cache_budget
             self.guard.pressure = Pressure.EVICTING if cramped else Pressure.NONE
         if self.guard.pressure is not Pressure.REFUSING:
             self._refusing_since = None

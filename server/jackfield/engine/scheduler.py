@@ -105,6 +105,14 @@ class Scheduler:
         self.relieve()
         self._count()
 
+    def resize(self, pool: int, prefix_cache: int) -> None:
+        """Have more memory, or less, of which the prefix cache may take so much; what is too much is given back."""
+        self.guard.pool = pool
+        self.room.cache_budget = prefix_cache
+        self.relieve()
+        self.runner.release()
+        self._count()
+
     def clear(self) -> None:
         """Drop all requests after a failure, and the prefix cache, which may hold what was never computed."""
         self.waiting.clear()

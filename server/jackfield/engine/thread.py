@@ -15,7 +15,7 @@ from jackfield.engine.memory import CAREFUL_SECONDS, is_out_of_memory
 from jackfield.engine.request import EngineEvent, EngineRequest, FinishEvent
 from jackfield.engine.scheduler import Events
 from jackfield.engine.statistics import Statistics
-from jackfield.engine.worker import LOOK_SECONDS, Cancel, HeldUpError, Load, Overdue, Submit, Worker
+from jackfield.engine.worker import LOOK_SECONDS, Cancel, HeldUpError, Load, Overdue, Resize, Submit, Worker
 from jackfield.errors import EngineError, MemoryPressureError, QueueFullError, UnavailableError
 from jackfield.events import Event, EventBus, EventKind, Level
 
@@ -28,6 +28,9 @@ RESERVED_SECONDS = 5.0
 
 STOP_SECONDS = 30.0
 """How long the end may take, with the prefix cache on its way to disk."""
+
+RESIZE_SECONDS = 10.0
+"""How long somebody waits until an engine has given memory back: it does so between two steps."""
 
 RETRY_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Pauses before the engine is started anew: after the first failure, the second in a row, and so on."""
@@ -66,7 +69,7 @@ class Engine:
         load_seconds: float | None = None,
         events: EventBus | None = None,
         name: str = "",
-        overdue: Overdue = lambda: None,
+        overdue: Overdue = lambda _: None,
     ) -> None:
         self._load = load
         self._capacity = capacity
@@ -75,6 +78,8 @@ class Engine:
         self._events = events or EventBus()
         self._name = name
         self._overdue = overdue
+        self._sizes: tuple[int, int] | None = None
+        """What `resize` has set, which is so for the next worker too."""
         self._waiting: dict[str, Deliver] = {}
         self._reserved: dict[str, float] = {}
         """When requests were admitted that have not been submitted yet."""
@@ -131,6 +136,22 @@ class Engine:
             self._worker.abandon()
         else:
             await self._worker.stop(STOP_SECONDS)
+
+    async def resize(self, pool: int, prefix_cache: int) -> None:
+        """Share out the memory anew; returns when what is too much has been given back, or the engine is busy for long.
+
+        Args:
+            pool: bytes that keys and values, of requests and of the prefix cache, may take together.
+            prefix_cache: bytes of them that the prefix cache may take at most.
+        """
+        self._sizes = pool, prefix_cache
+        if self._worker is not None:
+            await asyncio.wait([self._resize(self._worker, pool, prefix_cache)], timeout=RESIZE_SECONDS)
+
+    def _resize(self, worker: Worker, pool: int, prefix_cache: int) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        worker.inbox.put(Resize(pool, prefix_cache, done))
+        return done
 
     @property
     def ready(self) -> bool:
@@ -228,6 +249,8 @@ class Engine:
     def _employ(self, *, fresh: bool = False) -> Worker:
         careful = time.monotonic() - self._exhausted < CAREFUL_SECONDS
         self._worker = Worker(self, self._load, self.statistics, fresh=fresh, careful=careful)
+        if self._sizes is not None:
+            self._resize(self._worker, *self._sizes)
         return self._worker
 
     def _learn_from(self, error: Exception | None) -> None:
@@ -247,7 +270,7 @@ class Engine:
         self._tell_pressure()
         if worker is None or worker.abandoned or not worker.alive:
             await self._replace(worker, "it died")
-        elif reason := self._overdue():
+        elif reason := worker.overdue(self._overdue):
             await self._replace(worker, reason)
         elif self._hangs(worker):
             await self._replace(worker, f"a step took longer than {self._stall_seconds:g} seconds")

@@ -65,14 +65,26 @@ class Stop:
     """The end."""
 
 
-Message = Submit | Cancel | Stop
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The memory is shared out anew."""
+
+    pool: int
+    """Bytes that keys and values, of requests and of the prefix cache, may take together."""
+    prefix_cache: int
+    """Bytes of them that the prefix cache may take at most."""
+    done: asyncio.Future[None]
+    """Tells when what is too much has been given back."""
+
+
+Message = Submit | Cancel | Resize | Stop
 
 Load = Callable[[bool], Scheduler]
 """Makes a scheduler; told whether to do so afresh, with nothing of what earlier ones used."""
 
 
-Overdue = Callable[[], str | None]
-"""Tells what hangs on the engine's thread besides the engine itself, if anything does."""
+Overdue = Callable[[int | None], str | None]
+"""Tells what hangs on a thread of that number besides the engine itself, if anything does."""
 
 
 class HeldUpError(Exception):
@@ -123,7 +135,7 @@ class Worker:
         """What the thread died of."""
 
     async def start(
-        self, load_seconds: float = math.inf, stall_seconds: float = math.inf, overdue: Overdue = lambda: None
+        self, load_seconds: float = math.inf, stall_seconds: float = math.inf, overdue: Overdue = lambda _: None
     ) -> None:
         """Returns when a token was generated.
 
@@ -138,7 +150,7 @@ class Worker:
             await asyncio.wait([self._loaded], timeout=min(LOOK_SECONDS, load_seconds / 4, stall_seconds / 4))
             if not self._loaded.done() and (time.monotonic() > deadline or self.busy_for() > stall_seconds):
                 raise TimeoutError("loading takes too long")
-            if not self._loaded.done() and (reason := overdue()):
+            if not self._loaded.done() and (reason := self.overdue(overdue)):
                 raise HeldUpError(reason)
         if self.abandoned:
             raise RuntimeError("given up while loading")
@@ -173,6 +185,10 @@ class Worker:
         running = Path(f"/proc/self/task/{self._thread.native_id}")
         while running.exists() and time.monotonic() < deadline:
             time.sleep(0.001)
+
+    def overdue(self, overdue: Overdue) -> str | None:
+        """What hangs on the thread besides the engine itself, if anything does."""
+        return overdue(self._thread.ident)
 
     @property
     def alive(self) -> bool:
@@ -291,6 +307,9 @@ class Worker:
                     scheduler.submit(_prepared(request))
                 case Cancel(request_ids):
                     scheduler.cancel(request_ids)
+                case Resize(pool, prefix_cache, done):
+                    scheduler.resize(pool, prefix_cache)
+                    self._call(_settle, done, None)
                 case Stop():
                     return False
                 case None:

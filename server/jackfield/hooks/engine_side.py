@@ -1,5 +1,6 @@
 """Plugins on the engine's thread, where nothing can be timed out: the engine's watch finds who hangs there."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,22 +22,24 @@ class EngineHooks:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._running: tuple[Implementation, float] | None = None
+        self._running: dict[int, tuple[Implementation, float]] = {}
+        """Who is at work since when, by the engine's thread."""
 
     @property
     def wanted(self) -> bool:
         """Whether any plugin has to do with requests there."""
         return self._dispatcher.has("logits_processors") or self._dispatcher.has("make_sampler")
 
-    def overdue(self) -> str | None:
-        """What hangs on the engine's thread, if a plugin does; that one is disabled. For the watching thread."""
-        if self._running is None:
+    def overdue(self, thread: int | None) -> str | None:
+        """What hangs on an engine's thread, if a plugin does; that one is disabled. For the watching thread."""
+        running = self._running.get(thread or 0)
+        if running is None:
             return None
-        implementation, since = self._running
+        implementation, since = running
         limit = self._dispatcher.limit(implementation.hook)
         if time.monotonic() - since <= limit:
             return None
-        self._running = None
+        self._running.pop(thread or 0, None)
         self._dispatcher.failed(implementation, TimeoutError())
         told = f"plugin {implementation.plugin.name} took longer than {limit:g} seconds at {implementation.hook}"
         self._dispatcher.disable(implementation.plugin, f"It held up the engine: {told}.")
@@ -123,11 +126,12 @@ class EngineHooks:
 
     @contextmanager
     def _watch(self, implementation: Implementation) -> Iterator[None]:
-        self._running = implementation, time.monotonic()
+        thread = threading.get_ident()
+        self._running[thread] = implementation, time.monotonic()
         try:
             yield
         finally:
-            self._running = None
+            self._running.pop(thread, None)
 
 
 def _functions(found: Any) -> list[Any]:

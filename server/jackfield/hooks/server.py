@@ -16,8 +16,9 @@ class ModelInfo:
 
     id: str
     context_length: int
+    """In tokens; 0 while it is not in memory."""
     state: str
-    """``loading``, ``ready``, ``recovering``, ``stopped`` or ``failed``."""
+    """``unloaded``, ``loading``, ``ready``, ``recovering``, ``stopped`` or ``failed``."""
     statistics: dict[str, Any]
     """Counts and sizes, by the names in engine/statistics.py."""
 

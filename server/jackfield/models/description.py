@@ -14,7 +14,7 @@ from jackfield.models import catalogue, convert, starter
 from jackfield.models.folder import Folder, read_config
 from jackfield.models.gguf import GGUF
 from jackfield.models.gguf_source import GGUFFile
-from jackfield.models.hub import Hub, look_up
+from jackfield.models.hub import Hub, cached, look_up
 from jackfield.models.sources import resolve
 from jackfield.models.starter import Starter
 
@@ -57,6 +57,17 @@ def describe_model(name: str, *, cache: Path) -> Description:
         folder = resolve(name, cache=cache)
         return Description(name, read_config(folder), "config.json in its folder", folder)
     return _hub(name)
+
+
+def local_folder(name: str, *, cache: Path) -> Path | None:
+    """Where the model ``name`` is, if it can be served without fetching or converting anything; asks nobody.
+
+    Raises:
+        ModelLoadError: there is no such model on this machine, where it would have to be.
+    """
+    if Hub().matches(name) and not Folder().matches(name):
+        return cached(name)
+    return describe_model(name, cache=cache).folder
 
 
 def _starter(name: str, cache: Path) -> Description:

@@ -90,6 +90,12 @@ def look_up(name: str) -> Listing | None:
     return Listing(read_config(folder), None, _missing_bytes(repository, revision))
 
 
+def cached(name: str) -> Path | None:
+    """The folder of ``org/name[@revision]``, if all of its files are here."""
+    repository, _, revision = name.partition("@")
+    return _cached(repository, revision)
+
+
 def _cached(repository: str, revision: str) -> Path | None:
     """The snapshot's folder, if all of its files are here."""
     try:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jackfield.engine.pace import LARGEST_SLICE, SCORED_SLICE, SMALLEST_SLICE
 from jackfield.engine.slab import LENGTH_STEP, SlabSizes
+from jackfield.errors import ModelLoadError
 from jackfield.models.architecture import Architecture, DeviceKind, LayerState, ServedType, measure
 from jackfield.models.loading import HEADROOM_BYTES, Dtype, Network
 from jackfield.models.memory import host_memory
@@ -67,10 +68,30 @@ class MemoryPlan:
     kv_bits: KVBits | None
     prefix_cache: int
     """Budget of the prefix cache."""
+    cache_limit: int | None = None
+    """What the user wants the prefix cache to have; None for its part of what is left."""
     image_tokens: int = 0
     """Tokens of the largest image; 0 for models that read none."""
     advice: tuple[str, ...] = ()
     """What would make it fit, or fit better."""
+
+    def within(self, total: int) -> "MemoryPlan":
+        """The same when the process may use so much; the prefix cache gets what it was given, or its part."""
+        plan = replace(self, total=total)
+        share = max(0, plan.kv_pool // PREFIX_CACHE_SHARE)
+        return replace(plan, prefix_cache=share if self.cache_limit is None else self.cache_limit)
+
+    def fitting(self) -> "MemoryPlan":
+        """The same with as much context as there is room for, where there is none for all of it.
+
+        Raises:
+            ModelLoadError: there is hardly any.
+        """
+        if self.fits:
+            return self
+        if self.context_that_fits < CONTEXT_STEP:
+            raise ModelLoadError(self.shortage(), suggestions=self.advice)
+        return replace(self, context_length=self.context_that_fits)
 
     @property
     def token_bytes(self) -> int:
@@ -218,9 +239,8 @@ def plan_memory(
     ``memory_limit`` is the user's own limit for everything.
     """
     usable = total if memory_limit is None else min(total, memory_limit)
-    plan = MemoryPlan(usable, weights, workspace, tuple(layers), context_length, slots, kv_bits, prefix_cache=0)
-    budget = max(0, plan.kv_pool // PREFIX_CACHE_SHARE) if prefix_cache is None else prefix_cache
-    plan = replace(plan, prefix_cache=budget)
+    plan = MemoryPlan(usable, weights, workspace, tuple(layers), context_length, slots, kv_bits, 0, prefix_cache)
+    plan = plan.within(usable)
     return replace(plan, advice=tuple(_advice(plan)))
 
 

@@ -1,16 +1,18 @@
 """The models that are served, by name."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.thread import Engine
-from jackfield.errors import InvalidRequestError, ModelNotFoundError
+from jackfield.errors import ConfigurationError, InvalidRequestError, ModelLoadError, ModelNotFoundError
 from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.fim import FillInTheMiddle, fill_in_the_middle
+from jackfield.models.plan import MemoryPlan
+from jackfield.models.profile import Profile, profile
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.vision.reader import ImageReader
 
@@ -29,7 +31,13 @@ class ServedModel:
     images: ImageReader | None = None
     """Reads images, if the model does."""
     embedding: EmbeddingSpec = field(default_factory=lambda: EmbeddingSpec(obstacle="its engine makes none"))
-    created: int = field(default_factory=lambda: int(time.time()))
+    plan: MemoryPlan | None = None
+    """What it takes of the memory, where that is known."""
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What it can do."""
+        return profile(self.context_length, self.tokenizer, self.embedding, images=self.images is not None)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
@@ -42,40 +50,176 @@ class ServedModel:
         return fill_in_the_middle(self.tokenizer)
 
 
-class Registry:
-    """All served models."""
+State = Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed"]
 
-    def __init__(self, models: list[ServedModel]) -> None:
-        self._models = {model.id: model for model in models}
+
+@dataclass(eq=False)
+class Entry:
+    """A model that can be asked for, whether it is in memory or not."""
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    pinned: bool = False
+    """It stays in memory."""
+    unload_after: float | None = None
+    """Seconds after which it leaves memory when nobody asks for it; None for as long as there is room."""
+    served: ServedModel | None = None
+    """None while it is not in memory."""
+    failure: ModelLoadError | None = None
+    """Why it could not be loaded, the last time that was tried."""
+    loading: bool = False
+    progress: float | None = None
+    """How much of it has been downloaded, from 0 to 1, while it is."""
+    loans: int = 0
+    """Requests that have it; as long as there are any it stays in memory."""
+    last_used: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+    profile: Profile | None = None
+    """What it can do, as soon as that is known."""
+
+    @property
+    def state(self) -> State:
+        """How it stands."""
+        if self.served is not None:
+            return self.served.engine.state
+        if self.loading:
+            return "loading"
+        return "failed" if self.failure else "unloaded"
+
+
+@dataclass
+class Loan:
+    """A model in use: it stays in memory until the loan ends."""
+
+    model: ServedModel
+    _entry: Entry
+    _shelf: "Shelf"
+    _ended: bool = False
+
+    def end(self) -> None:
+        """The request has been answered. Once is enough, more often is harmless."""
+        if not self._ended:
+            self._ended = True
+            self._entry.loans -= 1
+            self._entry.last_used = time.monotonic()
+            self._shelf.returned(self._entry)
+
+
+class Shelf(Protocol):
+    """Brings models into memory, and out again."""
+
+    async def load(self, entry: Entry) -> ServedModel:
+        """The model, in memory.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+            UnavailableError: there is no room for it at the moment.
+        """
+
+    def returned(self, entry: Entry) -> None:
+        """A request that had the model has been answered."""
+
+
+class Fixed:
+    """Holds models that are in memory already, and stay there."""
+
+    async def load(self, entry: Entry) -> ServedModel:
+        """The model."""
+        assert entry.served is not None  # noqa: S101 - by definition
+        return entry.served
+
+    def returned(self, entry: Entry) -> None:
+        """Nothing changes."""
+
+
+class Registry:
+    """All models, by their names and other names.
+
+    Args:
+        models: those that can be asked for; loaded ones may stand for themselves.
+        aliases: other names, and whom they mean.
+        shelf: who loads them.
+
+    Raises:
+        ConfigurationError: a name means two models, or none.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[ServedModel | Entry],
+        aliases: Mapping[str, str] | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
+        entries = [one if isinstance(one, Entry) else Entry(one.id, served=one, profile=one.profile) for one in models]
+        self._entries = {entry.id: entry for entry in entries}
+        self._shelf = shelf or Fixed()
+        self._names = dict(self._entries)
+        for entry in entries:
+            for alias in entry.aliases:
+                self._add(alias, entry)
+        for alias, name in (aliases or {}).items():
+            self._add(alias, self._meant(alias, name))
+
+    def _add(self, alias: str, entry: Entry) -> None:
+        if self._names.get(alias, entry) is not entry:
+            raise ConfigurationError(
+                f"{alias!r} would mean two models, {self._names[alias].id} and {entry.id}.",
+                suggestions=("Use an alias once, and for no model that is served under that name.",),
+            )
+        self._names[alias] = entry
+        entry.aliases = tuple(dict.fromkeys((*entry.aliases, alias)))
+
+    def _meant(self, alias: str, name: str) -> Entry:
+        if name not in self._names:
+            raise ConfigurationError(
+                f"The alias {alias!r} stands for {name!r}, which is not served.",
+                suggestions=(f"Let it stand for one of: {', '.join(self._entries)}.",),
+            )
+        return self._names[name]
 
     def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
+        """Those in memory."""
+        return (entry.served for entry in self._entries.values() if entry.served is not None)
 
-    def choose(self, model_id: str | None) -> ServedModel:
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All models, in memory or not."""
+        return tuple(self._entries.values())
+
+    def entry(self, name: str | None) -> Entry:
         """The model of that name; without one, the only model there is.
 
         Raises:
-            ModelNotFoundError: there is none of that name.
+            ModelNotFoundError: there is none of that name; those that are served go on undisturbed.
             InvalidRequestError: there are several, and none was named.
         """
-        if model_id is not None:
-            return self.get(model_id)
-        if len(self._models) == 1:
-            return next(iter(self))
+        if name is not None:
+            if name not in self._names:
+                raise ModelNotFoundError(name, tuple(self._entries))
+            return self._names[name]
+        if len(self._entries) == 1:
+            return next(iter(self._entries.values()))
         raise InvalidRequestError(
             "Missing required parameter: 'model'.",
             param="model",
             code="missing_required_parameter",
-            suggestions=(f"Send one of: {', '.join(self._models) or 'no model is served'}.",),
+            suggestions=(f"Send one of: {', '.join(self._entries) or 'no model is served'}.",),
         )
 
-    def get(self, model_id: str) -> ServedModel:
-        """The model of that name.
+    async def lend(self, name: str | None) -> Loan:
+        """The model of that name, as for `entry`, loaded if need be; it stays until the loan ends.
 
         Raises:
-            ModelNotFoundError: there is none; those that are served go on undisturbed.
+            ModelNotFoundError: as for `entry`.
+            InvalidRequestError: as for `entry`.
+            ModelLoadError: it cannot be loaded.
+            UnavailableError: there is no room for it at the moment.
         """
+        entry = self.entry(name)
+        entry.loans += 1
         try:
-            return self._models[model_id]
-        except KeyError:
-            raise ModelNotFoundError(model_id, tuple(self._models)) from None
+            model = entry.served or await self._shelf.load(entry)
+        except BaseException:
+            entry.loans -= 1
+            raise
+        return Loan(model, entry, self._shelf)

@@ -4,7 +4,6 @@ import gc
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
-from jackfield.errors import ModelLoadError
 from jackfield.events import EventBus
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
+from jackfield.models.architecture import from_folder
 from jackfield.models.device import Device, describe, detect_device, load_blas
 from jackfield.models.embedding import read_embedding_spec
 from jackfield.models.folder import read_json
 from jackfield.models.loading import Network, load_network
 from jackfield.models.memory import host_memory
-from jackfield.models.plan import CONTEXT_STEP, MemoryPlan, plan_network
+from jackfield.models.plan import MemoryPlan, plan_architecture, plan_network
 from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
@@ -47,24 +46,40 @@ Tell = Callable[[str], None]
 
 
 async def open_model(
-    settings: Settings, folder: Path, events: EventBus, tell: Tell, hooks: EngineHooks | None = None
+    settings: Settings,
+    folder: Path,
+    events: EventBus,
+    tell: Tell,
+    hooks: EngineHooks | None = None,
+    *,
+    name: str | None = None,
+    share: int | None = None,
 ) -> ServedModel:
-    """Load the model in ``folder`` and generate a first token with it; ``hooks`` may prepare it.
+    """Load the model in ``folder`` and generate a first token with it.
+
+    Args:
+        settings: the model's.
+        folder: where its files are.
+        events: who hears when it fails.
+        tell: shows how much memory it takes.
+        hooks: may prepare it.
+        name: what clients call it; by default it is named after where it comes from.
+        share: bytes that it may take, where it is not alone.
 
     Raises:
         ModelLoadError: it cannot be served.
     """
     tokenizer = Tokenizer(folder)
-    name = model_id(settings.model)
+    name = name or model_id(settings.model)
     embedding = read_embedding_spec(folder, name, tokenizer)
-    load = SchedulerLoader(settings, folder, tell, hooks)
+    load = SchedulerLoader(settings, folder, tell, hooks, share)
     engine = Engine(
         load,
         settings.max_batch + settings.max_queue,
         stall_seconds=settings.stall_seconds,
         events=events,
         name=name,
-        overdue=hooks.overdue if hooks else lambda: None,
+        overdue=hooks.overdue if hooks else lambda _: None,
     )
     await engine.start()
     return ServedModel(
@@ -76,6 +91,7 @@ async def open_model(
         defaults=read_json(folder / "generation_config.json"),
         images=_image_reader(load.images, tokenizer, settings, tell),
         embedding=embedding.with_width(load.embedding_width),
+        plan=load.plan,
     )
 
 
@@ -96,6 +112,29 @@ def _image_reader(
     return ImageReader(processor, limits)
 
 
+def plan_folder(settings: Settings, folder: Path, total: int) -> MemoryPlan:
+    """What the model in ``folder`` would take of so many bytes, without loading it.
+
+    Raises:
+        ModelLoadError: it cannot be served, or does not fit.
+    """
+    kind = detect_device(load_blas()).kind
+    options = plan_options(settings)
+    return plan_architecture(from_folder(folder, kind), kind, total, dtype=settings.dtype, **options).fitting()
+
+
+def plan_options(settings: Settings) -> dict[str, Any]:
+    """What the settings say about memory, as the planner wants it."""
+    return {
+        "context_length": settings.context_length,
+        "slots": settings.max_batch,
+        "kv_bits": settings.kv_bits,
+        "prefix_cache": settings.prefix_cache_bytes,
+        "memory_limit": settings.memory_limit,
+        "image_tokens": settings.max_image_tokens,
+    }
+
+
 def model_id(name: str) -> str:
     """What clients call the model: a Hugging Face name as it is, else the folder's or file's own name."""
     path = Path(name)
@@ -105,8 +144,16 @@ def model_id(name: str) -> str:
 class SchedulerLoader:
     """Makes the engine's scheduler, on the engine's thread, and again whenever that thread has to be replaced."""
 
-    def __init__(self, settings: Settings, folder: Path, tell: Tell, hooks: EngineHooks | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        tell: Tell,
+        hooks: EngineHooks | None = None,
+        share: int | None = None,
+    ) -> None:
         self._settings = settings
+        self._share = share
         self._folder = folder
         self._tell = tell
         self._hooks = hooks
@@ -174,24 +221,19 @@ class SchedulerLoader:
         return self._hooks.prepare_model(model=prepared, config=config, device=device) if self._hooks else prepared
 
     def _plan(self, network: Network) -> MemoryPlan:
-        settings = self._settings
+        options = plan_options(self._settings)
+        limits = [limit for limit in (options.pop("memory_limit"), self._share) if limit is not None]
         plan = plan_network(
             network,
             self._device.kind,
             self._device.memory_bytes,
-            context_length=settings.context_length,
-            slots=settings.max_batch,
-            kv_bits=settings.kv_bits,
-            prefix_cache=settings.prefix_cache_bytes,
-            memory_limit=settings.memory_limit,
-            image_tokens=settings.max_image_tokens,
+            memory_limit=min(limits, default=None),
+            **options,
         )
-        if plan.fits:
-            return plan
-        if plan.context_that_fits < CONTEXT_STEP:
-            raise ModelLoadError(plan.shortage(), suggestions=plan.advice)
-        self._tell(plan.shortage())
-        return replace(plan, context_length=plan.context_that_fits)
+        fitting = plan.fitting()
+        if fitting is not plan:
+            self._tell(plan.shortage())
+        return fitting
 
     def _open_disk(self, runner: Runner, dtype: str) -> DiskCache | None:
         settings = self._settings

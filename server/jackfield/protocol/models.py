@@ -5,26 +5,48 @@ from typing import ClassVar, Literal
 from jackfield.protocol.base import AnswerModel
 
 
+class ModelReport(AnswerModel):
+    """What no other dialect has a place for."""
+
+    never_null: ClassVar = ("capabilities", "progress", "failure")
+
+    state: Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed"]
+    """Models that are not in memory are loaded when somebody asks for them."""
+    aliases: list[str]
+    pinned: bool
+    """Whether it stays in memory."""
+    capabilities: list[str] | None = None
+    """Left out as long as it is not known what it can do: it has to be downloaded first."""
+    progress: float | None = None
+    """How much of it has been downloaded, from 0 to 1, while it is."""
+    failure: str | None = None
+    """Why it could not be loaded, if it could not."""
+
+
 class Model(AnswerModel):
     """A model; its context length under several names, since clients look for any of them."""
 
     always: ClassVar = ("object", "type", "capabilities", "lifecycle")
+    never_null: ClassVar = ("context_length", "max_model_len")
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    context_length: int
-    max_model_len: int
+    context_length: int | None = None
+    """Not known of a model that has to be downloaded first; left out then."""
+    max_model_len: int | None = None
 
     type: Literal["model"] = "model"
     display_name: str
     created_at: str
     """As RFC 3339 has it."""
-    max_input_tokens: int
-    max_tokens: int
+    max_input_tokens: int | None
+    max_tokens: int | None
     capabilities: None = None
     lifecycle: Literal["active"] = "active"
+
+    jackfield: ModelReport
 
 
 class ModelList(AnswerModel):

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jackfield.errors import ConfigurationError
-from jackfield.settings.model import Settings
+from jackfield.settings.model import ModelSettings, Settings
 from jackfield.settings.nearest import nearest
 from jackfield.settings.origin import Layer, Origin, find_file, from_environment, from_file, from_flags
 
@@ -65,11 +65,13 @@ def _put_together(flags: Mapping[str, Any], file: Path | None, environment: Mapp
 
 def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigurationError:
     problem = error.errors()[0]
-    name = str(problem["loc"][0])
-    where = origins.get(name, "the configuration")
+    first, *rest = map(str, problem["loc"])
+    where = origins.get(first, "the configuration")
+    name = ".".join((first, *rest)) if first == "models" else first
     if problem["type"] == "extra_forbidden":
-        near = nearest(name, Settings.model_fields)
-        hint = f"Did you mean {near!r}?" if near else f"Known settings: {', '.join(sorted(Settings.model_fields))}."
+        known = ModelSettings.model_fields if rest else Settings.model_fields
+        near = nearest(rest[-1] if rest else name, known)
+        hint = f"Did you mean {near!r}?" if near else f"Known settings: {', '.join(sorted(known))}."
         return ConfigurationError(f"Unknown setting {name!r} in {where}.", suggestions=(hint,))
     return ConfigurationError(
         f"Setting {name!r} from {where} is wrong: {problem['msg']} (got {problem['input']!r}).",

@@ -32,10 +32,44 @@ def _names(value: Any) -> Any:
     return [] if value.strip() == "none" else [name.strip() for name in value.split(",") if name.strip()]
 
 
+def _pairs(value: Any) -> Any:
+    """Pairs as the environment has them: ``a=b,c=d``."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        raise ValueError("pairs are written NAME=MODEL, with commas between them")
+    return {name.strip(): model.strip() for name, _, model in pairs}
+
+
+def _tables(value: Any) -> Any:
+    """Models as the environment has them: ``a,b``."""
+    return {name: {} for name in _names(value)} if isinstance(value, str) else value
+
+
 MAX_PIXELS = 89_478_485
 """Beyond this Pillow takes an image for a decompression bomb, whatever is set."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+KVBits = Annotated[Literal[4, 8] | None, BeforeValidator(_number)]
+
+
+class ModelSettings(BaseModel):
+    """One of several models: a table ``[models.NAME]``. What it leaves out is as for the server as a whole."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str | None = None
+    """What to serve under that name, as in ``model``; by default the name itself."""
+    aliases: Names = ()
+    """Other names that clients may use for it."""
+    pinned: bool = False
+    """Load it when the server starts, and keep it."""
+    unload_after: Annotated[float, Field(gt=0)] | None = None
+    dtype: Literal["auto", "float32", "keep"] | None = None
+    context_length: Annotated[int, Field(ge=16)] | None = None
+    kv_bits: KVBits = None
+    max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class Settings(BaseModel):
@@ -44,7 +78,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "starter"
-    """What to serve: ``starter``, a folder, a GGUF file or a Hugging Face name."""
+    """What to serve: ``starter``, a folder, a GGUF file, a Hugging Face name, or the name of a table in ``models``."""
+    models: Annotated[dict[str, ModelSettings], BeforeValidator(_tables)] = Field(default_factory=dict)
+    """More of them, loaded when somebody asks for them: a table ``[models.NAME]`` each."""
+    aliases: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(default_factory=dict)
+    """Other names for models, for clients that cannot be told which to ask for: ``gpt-4o-mini = "starter"``."""
+    unload_after: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a model that nobody has asked for leaves memory; by default when others need the room."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0 takes any free port."""
@@ -52,7 +92,7 @@ class Settings(BaseModel):
     """On a CPU: float32 weights are faster, ``keep`` leaves them as they are; ``auto`` looks at the memory."""
     context_length: Annotated[int, Field(ge=16)] | None = None
     """Fewer tokens than the model could take, to save memory."""
-    kv_bits: Annotated[Literal[4, 8] | None, BeforeValidator(_number)] = None
+    kv_bits: KVBits = None
     """Quantize keys and values, to 8 or 4 bits, so that more and longer requests fit."""
     memory_limit: Size | None = None
     """The most that weights, keys, values and caches may take; by default what the device has."""
@@ -110,3 +150,9 @@ class Settings(BaseModel):
     """The same for starting and ending, for preparing a model and for compressing a conversation."""
     max_plugin_failures: Annotated[int, Field(ge=1)] = 5
     """A plugin that fails so often in a row at one hook is disabled."""
+
+    def of_model(self, name: str) -> "Settings":
+        """The settings for one of the models, which ``model`` names then."""
+        own = self.models.get(name, ModelSettings())
+        differing = own.model_dump(exclude={"source", "aliases", "pinned"}, exclude_none=True)
+        return self.model_copy(update={**differing, "model": own.source or name})

@@ -15,6 +15,7 @@ from jackfield.api.anthropic.blocks import Blocks, Thoughts
 from jackfield.api.anthropic.conversion import as_chat
 from jackfield.api.anthropic.envelope import envelope
 from jackfield.api.anthropic.names import own_names
+from jackfield.api.borrowing import borrow
 from jackfield.api.conversation import Conversation
 from jackfield.api.reply import Reply, respond
 from jackfield.choice import Delta
@@ -58,7 +59,7 @@ async def count_tokens(request: Request) -> Response:
     asks = BetaTokenCountRequest if _has_betas(request) else TokenCountRequest
     _, asked = await body.parsed(await body.whole(request), asks)
     body.log_ignored(asked)
-    model = request.app.state.registry.get(asked.model)
+    model = await borrow(request, asked.model)
     chat = as_chat(asked)
     with own_names(asked, chat):
         pictures = None if model.images is None else await model.images.read(chat)

@@ -1,0 +1,179 @@
+"""From settings to the models that are served: which there are, and how each of them is fetched and loaded."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import mlx.core as mx
+
+from jackfield.errors import ModelLoadError
+from jackfield.events import EventBus
+from jackfield.hooks.engine_side import EngineHooks
+from jackfield.models.description import local_folder
+from jackfield.models.device import Device, detect_device, load_blas
+from jackfield.models.memory import host_memory
+from jackfield.models.plan import MemoryPlan
+from jackfield.models.profile import read_profile
+from jackfield.models.progress import SILENT, Progress, Task
+from jackfield.models.registry import Entry, Registry, ServedModel
+from jackfield.models.service import Tell, model_id, open_model, plan_folder
+from jackfield.models.shelf import OnDemand
+from jackfield.settings import ModelSettings, Settings
+
+Fetch = Callable[[str, Progress], Path]
+"""From a model's name to its folder."""
+
+
+class Lineup:
+    """All models that the settings name.
+
+    Args:
+        settings: the server's.
+        fetch: finds a model's folder, and downloads it if need be.
+        events: who hears of models that come, go or fail.
+        tell: shows lines to whoever started the server.
+        hooks: may prepare models.
+        progress: shows downloads.
+
+    Raises:
+        ConfigurationError: a name means two models, or none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        fetch: Fetch,
+        events: EventBus,
+        *,
+        tell: Tell,
+        hooks: EngineHooks | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._settings = settings
+        names = named(settings)
+        self._own: Mapping[str, Settings] = {served_as(settings, name): settings.of_model(name) for name in names}
+        self._fetch = fetch
+        self._events = events
+        self._tell = tell
+        self._hooks = hooks
+        self._progress = progress
+        entries = [_entry(settings, name) for name in names]
+        self._first = [entry for entry, name in zip(entries, names, strict=True) if _starts(settings, name)]
+        self._shelf = OnDemand(
+            entries,
+            fetch=self._folder,
+            plan=self._plan,
+            open=self._open,
+            total=self._total,
+            events=events,
+        )
+        self.registry = Registry(entries, settings.aliases, self._shelf)
+
+    async def start(self) -> None:
+        """Load those that are to be there from the beginning.
+
+        Raises:
+            ModelLoadError: one of them cannot be served, or another one is not there at all.
+        """
+        for entry in self.registry.entries:
+            if entry in self._first:
+                await self._shelf.load(entry)
+            else:
+                await asyncio.to_thread(self._look_at, entry)
+        self._shelf.watch()
+
+    async def stop(self) -> None:
+        """The end."""
+        await self._shelf.stop()
+
+    def _look_at(self, entry: Entry) -> None:
+        """See what is known of a model before it is loaded; a broken one does not keep the others from being served."""
+        own = self._own[entry.id]
+        folder = local_folder(own.model, cache=own.cache_dir)
+        try:
+            entry.profile = read_profile(folder, entry.id, own.context_length) if folder else None
+        except ModelLoadError as error:
+            self._tell(f"{entry.id} cannot be served as it is: {error.message}")
+
+    def _folder(self, entry: Entry) -> Path:
+        return self._fetch(self._own[entry.id].model, _Watched(entry, self._progress))
+
+    def _plan(self, entry: Entry, folder: Path, total: int) -> MemoryPlan:
+        return plan_folder(self._own[entry.id], folder, total)
+
+    async def _open(self, entry: Entry, folder: Path, share: int | None) -> ServedModel:
+        own = self._own[entry.id]
+        return await open_model(own, folder, self._events, self._tell, self._hooks, name=entry.id, share=share)
+
+    @cached_property
+    def _device(self) -> Device:
+        return detect_device(load_blas())
+
+    def _total(self) -> int:
+        held = mx.get_active_memory() + mx.get_cache_memory()
+        total = host_memory().available + held if self._device.kind == "cpu" else self._device.memory_bytes
+        return min(total, self._settings.memory_limit or total)
+
+
+def named(settings: Settings) -> tuple[str, ...]:
+    """The names of all models as the settings have them, the one that is loaded first first."""
+    return tuple(dict.fromkeys((settings.model, *settings.models)))
+
+
+def at_start(settings: Settings) -> list[str]:
+    """Where those come from that are loaded when the server starts."""
+    names = [name for name in named(settings) if _starts(settings, name)]
+    return [settings.of_model(name).model for name in names]
+
+
+def _starts(settings: Settings, name: str) -> bool:
+    return name == settings.model or (name in settings.models and settings.models[name].pinned)
+
+
+def served_as(settings: Settings, name: str) -> str:
+    """What clients call a model that the settings name."""
+    return name if name in settings.models else model_id(name)
+
+
+def _entry(settings: Settings, name: str) -> Entry:
+    own = settings.models.get(name, ModelSettings())
+    return Entry(
+        served_as(settings, name),
+        aliases=own.aliases,
+        pinned=own.pinned,
+        unload_after=own.unload_after or settings.unload_after,
+    )
+
+
+class _Watched:
+    """Shows progress where it is shown, and in what is told of the model."""
+
+    def __init__(self, entry: Entry, shown: Progress) -> None:
+        self._entry = entry
+        self._shown = shown
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        """Show a job of ``total`` bytes (None: not known) until the context ends."""
+        with self._shown.task(description, total) as task:
+            yield _WatchedTask(self._entry, task, total)
+
+
+class _WatchedTask:
+    def __init__(self, entry: Entry, shown: Task, total: int | None) -> None:
+        self._entry = entry
+        self._shown = shown
+        self._total = total
+        self._done = 0
+
+    def advance(self, amount: int) -> None:
+        self._shown.advance(amount)
+        self._done += amount
+        if self._total:
+            self._entry.progress = min(1.0, self._done / self._total)
+
+    def expect(self, total: int) -> None:
+        self._shown.expect(total)
+        self._total = total

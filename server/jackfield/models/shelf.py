@@ -1,0 +1,256 @@
+"""Models in memory: which are there, how they share it, and who leaves when another one is asked for.
+
+Every model needs its weights, its activations and one sequence of its full context. What is left beyond that is shared
+out evenly to those that are loaded, anew whenever one comes or goes, and holds more sequences and the prefix cache.
+"""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import mlx.core as mx
+
+from jackfield.errors import JackfieldError, ModelLoadError, UnavailableError
+from jackfield.events import Event, EventBus
+from jackfield.models.plan import MemoryPlan
+from jackfield.models.registry import Entry, ServedModel
+from jackfield.models.sizes import gigabytes
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""It is looked so often for models that nobody has asked for in a while."""
+
+WAIT_SECONDS = 60.0
+"""A model for which there is no room waits so long for others to be done."""
+
+AGAIN_SECONDS = 30.0
+"""What could not be loaded is not tried again before."""
+
+Fetch = Callable[[Entry], Path]
+"""The model's folder, downloaded if need be; runs on a worker thread."""
+Plan = Callable[[Entry, Path, int], MemoryPlan]
+"""What a model would take of so many bytes; runs on a worker thread."""
+Open = Callable[[Entry, Path, int | None], Awaitable[ServedModel]]
+"""Loads a model, which may take so many bytes; None: what there is."""
+
+
+class OnDemand:
+    """Loads models when they are asked for, one at a time, while those that are loaded go on.
+
+    Args:
+        entries: all models.
+        fetch: see Fetch.
+        plan: see Plan.
+        open: see Open.
+        total: tells how many bytes models may take in all, those in memory included.
+        events: who hears of models that come and go.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        *,
+        fetch: Fetch,
+        plan: Plan,
+        open: Open,  # noqa: A002 - what it does
+        total: Callable[[], int],
+        events: EventBus,
+    ) -> None:
+        self._entries = list(entries)
+        self._fetch = fetch
+        self._plan = plan
+        self._open = open
+        self._total = total
+        self._events = events
+        self._turn = asyncio.Lock()
+        """Whoever holds it may bring models in and out."""
+        self._returned = asyncio.Event()
+        self._loads: dict[str, asyncio.Task[ServedModel]] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """From now on models leave when nobody has asked for them in a while."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """The end: all models leave, those that are being loaded at once."""
+        tasks = [task for task in (self._watching, *self._loads.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for model in self._loaded():
+            await model.engine.stop()
+
+    def _loaded(self) -> list[ServedModel]:
+        return [entry.served for entry in self._entries if entry.served is not None]
+
+    # --- Coming --------------------------------------------------------------------------------------------------
+
+    async def load(self, entry: Entry) -> ServedModel:
+        """The model, in memory. Who waits for it may give up; it is loaded all the same.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+            UnavailableError: there is no room for it at the moment.
+        """
+        if entry.failure is not None and time.monotonic() - entry.last_used < AGAIN_SECONDS:
+            raise entry.failure
+        task = self._loads.get(entry.id)
+        if task is None:
+            task = self._loads[entry.id] = asyncio.create_task(self._load(entry))
+            task.add_done_callback(lambda _: self._loads.pop(entry.id, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, entry: Entry) -> ServedModel:
+        entry.loading, entry.failure = True, None
+        try:
+            folder = await asyncio.to_thread(self._fetch, entry)
+            async with self._turn:
+                entry.served = await self._bring_in(entry, folder)
+            entry.profile = entry.served.profile
+        except ModelLoadError as error:
+            logger.error("%s cannot be loaded: %s", entry.id, error.message)
+            entry.failure = error
+            raise
+        finally:
+            entry.loading, entry.progress = False, None
+            entry.last_used = time.monotonic()
+        if self._watching is not None:  # of the first ones somebody else tells, once there are listeners
+            self._tell("model_loaded", entry, f"{entry.id} is ready.")
+        return entry.served
+
+    async def _bring_in(self, entry: Entry, folder: Path) -> ServedModel:
+        limit = None
+        if self._loaded():
+            plan = await asyncio.to_thread(self._plan, entry, folder, self._total())
+            await self._make_room(entry, plan)
+            limit = await self._share_out(plan)
+        try:
+            return await self._open(entry, folder, limit)
+        except BaseException:
+            await self._share_out()
+            raise
+
+    async def _make_room(self, entry: Entry, plan: MemoryPlan) -> None:
+        """See to it that the model fits beside those that stay.
+
+        Raises:
+            ModelLoadError: it never will.
+            UnavailableError: the others are at work for too long.
+        """
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (missing := self._missing(plan)) > 0:
+            leaving = self._least_used(missing)
+            if leaving is not None:
+                for one in leaving:
+                    await self._unload(one, f"to make room for {entry.id}")
+            elif not await self._wait_for_return(deadline):
+                raise self._no_room(entry, missing)
+
+    def _missing(self, plan: MemoryPlan) -> int:
+        held = sum(needs(model.plan) for model in self._loaded())
+        return needs(plan) + held - self._total()
+
+    def _least_used(self, missing: int) -> list[Entry] | None:
+        """Those to leave so that so many bytes become free; None if that is not enough, so that nobody need leave."""
+        idle = [one for one in self._entries if one.served is not None and not one.pinned and not one.loans]
+        leaving: list[Entry] = []
+        for one in sorted(idle, key=lambda one: one.last_used):
+            if missing <= 0:
+                break
+            leaving.append(one)
+            missing -= needs(one.served.plan) if one.served else 0
+        return leaving if missing <= 0 else None
+
+    async def _wait_for_return(self, deadline: float) -> bool:
+        """False when nobody is at work whose end would make room, or the time is over."""
+        if not any(one.served is not None and one.loans and not one.pinned for one in self._entries):
+            return False
+        self._returned.clear()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._returned.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _no_room(self, entry: Entry, missing: int) -> JackfieldError:
+        loaded = [one.id for one in self._entries if one.served is not None]
+        if all(one.pinned for one in self._entries if one.served is not None):
+            return ModelLoadError(
+                f"{entry.id} does not fit beside {', '.join(loaded)}, which stay in memory: {gigabytes(missing)} lack.",
+                suggestions=("Pin fewer models.", "Set context_length or kv_bits lower for one of them."),
+            )
+        return UnavailableError(
+            f"There is no room for {entry.id} while {', '.join(loaded)} are at work.",
+            retry_after=10,
+            suggestions=("Try again when they are done.", f"Use one of those in memory: {', '.join(loaded)}."),
+        )
+
+    # --- Sharing -------------------------------------------------------------------------------------------------
+
+    async def _share_out(self, coming: MemoryPlan | None = None) -> int | None:
+        """Give everybody in memory an even share of what is left; returns how much the one to come may take."""
+        loaded = self._loaded()
+        plans = [model.plan for model in loaded] + ([coming] if coming else [])
+        if not plans:
+            return None
+        spare = max(0, self._total() - sum(map(needs, plans))) // len(plans)
+        await asyncio.gather(*(_resize(model, spare) for model in loaded))
+        return needs(coming) + spare if coming else None
+
+    # --- Leaving -------------------------------------------------------------------------------------------------
+
+    def returned(self, entry: Entry) -> None:
+        """A request that had the model has been answered."""
+        self._returned.set()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if any(map(_is_left_alone, self._entries)):
+                async with self._turn:
+                    for entry in filter(_is_left_alone, self._entries):
+                        await self._unload(entry, "nobody has asked for it in a while")
+                    await self._share_out()
+
+    async def _unload(self, entry: Entry, reason: str) -> None:
+        model, entry.served = entry.served, None
+        if model is None:
+            return
+        await model.engine.stop()
+        del model
+        # What is about to happen on the loop may hold on to it.
+        await asyncio.sleep(0)
+        await asyncio.to_thread(_collect)
+        self._tell("model_unloaded", entry, f"{entry.id} is unloaded: {reason}.")
+
+    def _tell(self, kind: str, entry: Entry, title: str) -> None:
+        self._events.emit(Event(kind, "info", title, entry.id))
+
+
+def needs(plan: MemoryPlan | None) -> int:
+    """The least that a model has to have: bytes of its weights, its activations and one sequence."""
+    return plan.weights + plan.workspace + plan.sequence_bytes() if plan else 0
+
+
+async def _resize(model: ServedModel, spare: int) -> None:
+    if model.plan is None:
+        return
+    plan = model.plan.within(needs(model.plan) + spare)
+    await model.engine.resize(plan.kv_pool, plan.prefix_cache)
+
+
+def _is_left_alone(entry: Entry) -> bool:
+    idle = time.monotonic() - entry.last_used
+    alone = entry.served is not None and not entry.pinned and not entry.loans
+    return alone and entry.unload_after is not None and idle > entry.unload_after
+
+
+def _collect() -> None:
+    gc.collect()
+    mx.clear_cache()

@@ -1,0 +1,300 @@
+"""Who is in memory when not all models fit: on the real shelf and registry, with models that only weigh something."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from jackfield.errors import ConfigurationError, ModelLoadError, ModelNotFoundError, UnavailableError
+from jackfield.events import Event, EventBus
+from jackfield.models import shelf as shelf_module
+from jackfield.models.architecture import LayerState
+from jackfield.models.plan import MemoryPlan, plan_memory
+from jackfield.models.registry import Entry, Registry, ServedModel
+from jackfield.models.shelf import OnDemand, needs
+
+pytestmark = pytest.mark.anyio
+
+LAYER = LayerState(values=1, itemsize=1)
+CONTEXT = 256
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def plan_of(weight: int, total: int) -> MemoryPlan:
+    return plan_memory(
+        total=total, weights=weight, workspace=0, layers=[LAYER], context_length=CONTEXT, slots=1
+    ).fitting()
+
+
+@dataclass
+class Weight:
+    """An engine that has been loaded."""
+
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    state: str = "ready"
+    stopped: bool = False
+
+    async def resize(self, pool: int, prefix_cache: int) -> None:
+        self.sizes.append((pool, prefix_cache))
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+@dataclass
+class Model:
+    """As much of a ServedModel as counts here."""
+
+    id: str
+    plan: MemoryPlan
+    engine: Weight = field(default_factory=Weight)
+    profile: None = None
+
+
+class House:
+    """A registry of models whose weights are so heavy."""
+
+    def __init__(self, total: int, *entries: Entry, aliases: dict[str, str] | None = None, **weights: int) -> None:
+        self.total = total
+        self.weights = weights
+        self.entries = {name: Entry(name) for name in weights} | {entry.id: entry for entry in entries}
+        self.told: list[Event] = []
+        self.opened: list[str] = []
+        self.shares: list[int | None] = []
+        self.broken: set[str] = set()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        events = EventBus()
+        events.listen(self.told.append)
+        self.shelf = OnDemand(
+            self.entries.values(),
+            fetch=lambda entry: Path(entry.id),
+            plan=lambda entry, folder, total: plan_of(self.weights[entry.id], total),
+            open=cast("Callable[[Entry, Path, int | None], Awaitable[ServedModel]]", self._open),
+            total=lambda: self.total,
+            events=events,
+        )
+        self.registry = Registry(self.entries.values(), aliases, self.shelf)
+
+    async def _open(self, entry: Entry, folder: Path, share: int | None) -> Model:
+        self.opened.append(entry.id)
+        self.shares.append(share)
+        await self.gate.wait()
+        if entry.id in self.broken:
+            raise ModelLoadError(f"{entry.id} is broken.")
+        return Model(entry.id, plan_of(self.weights[entry.id], share or self.total))
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Model]:
+        loan = await self.registry.lend(name)
+        try:
+            yield cast("Model", loan.model)
+        finally:
+            loan.end()
+
+    async def use(self, name: str) -> None:
+        async with self.using(name):
+            pass
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {entry.id: entry.state for entry in self.registry.entries}
+
+    @property
+    def loaded(self) -> set[str]:
+        return {name for name, state in self.states.items() if state == "ready"}
+
+
+async def test_models_come_when_they_are_asked_for() -> None:
+    house = House(10_000, a=1000, b=1000)
+    assert house.states == {"a": "unloaded", "b": "unloaded"}
+    await house.use("b")
+    assert house.states == {"a": "unloaded", "b": "ready"}
+    await house.use("b")
+    assert house.opened == ["b"]
+
+
+async def test_who_was_used_longest_ago_makes_room() -> None:
+    house = House(3000, a=1000, b=1000, c=1000)
+    for name in "aba":
+        await house.use(name)
+    await house.use("c")
+    assert house.loaded == {"a", "c"}
+
+
+async def test_no_more_leave_than_have_to() -> None:
+    house = House(4000, a=500, b=1000, c=500, d=1500)
+    for name in "abc":
+        await house.use(name)
+    await house.use("d")
+    assert house.loaded == {"b", "c", "d"}
+
+
+async def test_who_is_in_use_stays_and_the_other_one_waits() -> None:
+    house = House(2000, a=1000, b=1000)
+    async with house.using("a") as model:
+        waiting = asyncio.create_task(house.use("b"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        assert house.states == {"a": "ready", "b": "loading"}
+        assert not model.engine.stopped
+    await waiting
+    assert model.engine.stopped
+    assert house.loaded == {"b"}
+
+
+async def test_waiting_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf_module, "WAIT_SECONDS", 0.05)
+    house = House(2000, a=1000, b=1000)
+    async with house.using("a"):
+        with pytest.raises(UnavailableError, match="no room for b while a are at work") as caught:
+            await house.use("b")
+        assert caught.value.retry_after
+        assert house.states == {"a": "ready", "b": "unloaded"}
+    await house.use("b")
+
+
+async def test_pinned_models_stay() -> None:
+    house = House(2000, Entry("a", pinned=True), a=1000, b=1000)
+    house.entries["a"].pinned = True
+    await house.use("a")
+    with pytest.raises(ModelLoadError, match="does not fit beside a, which stay in memory"):
+        await house.use("b")
+    assert house.loaded == {"a"}
+
+
+async def test_what_never_fits_pushes_nobody_out() -> None:
+    house = House(2000, a=1000, b=5000)
+    await house.use("a")
+    with pytest.raises(ModelLoadError, match="Does not fit"):
+        await house.use("b")
+    assert house.loaded == {"a"}
+
+
+async def test_memory_is_shared_out_anew_when_somebody_comes_or_goes() -> None:
+    house = House(10_000, a=1000, b=3000)
+    await house.use("a")
+    assert house.shares == [None]
+    async with house.using("a") as a:
+        await house.use("b")
+        alone = needs(plan_of(1000, 10_000)), needs(plan_of(3000, 10_000))
+        spare = (10_000 - sum(alone)) // 2
+        assert house.shares[1] == alone[1] + spare
+        pool, cache = a.engine.sizes[-1]
+        assert pool == alone[0] + spare - 1000
+        assert cache == pool // 6
+        house.entries["b"].unload_after = 0.01
+        house.shelf.watch()
+        await until(lambda: house.loaded == {"a"})
+        await until(lambda: a.engine.sizes[-1][0] == 9000)
+    await house.shelf.stop()
+
+
+async def test_one_is_loaded_at_a_time_and_those_in_memory_go_on() -> None:
+    house = House(10_000, a=1000, b=1000, c=1000)
+    await house.use("a")
+    house.gate.clear()
+    waiting = [asyncio.create_task(house.use(name)) for name in "bcb"]
+    await until(lambda: len(house.opened) == 2)
+    await house.use("a")
+    await asyncio.sleep(0.02)
+    assert house.opened == ["a", "b"]
+    house.gate.set()
+    await asyncio.gather(*waiting)
+    assert house.opened == ["a", "b", "c"]
+
+
+async def test_who_gives_up_does_not_stop_the_loading() -> None:
+    house = House(10_000, a=1000)
+    house.gate.clear()
+    waiting = asyncio.create_task(house.use("a"))
+    await until(lambda: house.opened == ["a"])
+    waiting.cancel()
+    house.gate.set()
+    await until(lambda: house.loaded == {"a"})
+    assert house.entries["a"].loans == 0
+
+
+async def test_what_cannot_be_loaded_is_not_tried_at_every_request() -> None:
+    house = House(10_000, a=1000, b=1000)
+    house.broken.add("a")
+    for _ in range(3):
+        with pytest.raises(ModelLoadError, match="a is broken"):
+            await house.use("a")
+    assert house.opened == ["a"]
+    assert house.states["a"] == "failed"
+    await house.use("b")
+    house.broken.clear()
+    house.entries["a"].last_used -= 60
+    await house.use("a")
+    assert house.loaded == {"a", "b"}
+
+
+async def test_a_failure_gives_the_others_their_room_back() -> None:
+    house = House(10_000, a=1000, b=1000)
+    house.broken.add("b")
+    async with house.using("a") as a:
+        with pytest.raises(ModelLoadError, match="b is broken"):
+            await house.use("b")
+        assert [pool for pool, _ in a.engine.sizes][1] == 9000
+
+
+async def test_models_that_nobody_asks_for_leave() -> None:
+    house = House(10_000, a=1000, b=1000)
+    await house.use("a")
+    await house.use("b")
+    house.shelf.watch()
+    house.entries["a"].unload_after = 0.01
+    await until(lambda: bool(house.told))
+    assert [event.kind for event in house.told] == ["model_unloaded"]
+    assert house.states == {"a": "unloaded", "b": "ready"}
+    async with house.using("a"):
+        await asyncio.sleep(2 * shelf_module.LOOK_SECONDS)
+        assert house.loaded == {"a", "b"}
+    await house.shelf.stop()
+
+
+async def test_the_end_comes_while_a_model_is_loaded() -> None:
+    house = House(10_000, a=1000, b=1000)
+    async with house.using("a") as a:
+        house.gate.clear()
+        waiting = asyncio.create_task(house.use("b"))
+        await until(lambda: house.opened == ["a", "b"])
+        await house.shelf.stop()
+        assert a.engine.stopped
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_other_names() -> None:
+    house = House(10_000, Entry("a", aliases=("gpt-4o",)), aliases={"gpt-4o-mini": "b", "o3": "gpt-4o"}, a=1, b=1)
+    named = {name: house.registry.entry(name).id for name in ("a", "gpt-4o", "o3", "gpt-4o-mini")}
+    assert named == {"a": "a", "gpt-4o": "a", "o3": "a", "gpt-4o-mini": "b"}
+    assert house.entries["a"].aliases == ("gpt-4o", "o3")
+    with pytest.raises(ModelNotFoundError, match="gpt-5") as caught:
+        house.registry.entry("gpt-5")
+    assert caught.value.suggestions[0] == "Use one of: a, b."
+
+
+def test_a_name_for_two_models() -> None:
+    with pytest.raises(ConfigurationError, match="'b' would mean two models, b and a"):
+        Registry([Entry("a", aliases=("b",)), Entry("b")])
+
+
+def test_an_alias_for_nobody() -> None:
+    with pytest.raises(ConfigurationError, match="'gpt-4o' stands for 'c', which is not served"):
+        Registry([Entry("a")], {"gpt-4o": "c"})
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - of what has no event
+            await asyncio.sleep(0.005)
