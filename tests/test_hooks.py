@@ -891,7 +891,10 @@ def test_a_plugin_may_look_around_and_ask_the_model(jackfield_server: StartServe
     assert own.url == server.url
     assert own.data_dir.is_dir()
     assert own.data_dir.name == "p"
-    assert [model.id for model in own.models()] == ["scripted"]
+    server.engine.statistics.cached_tokens.update(memory=32, disk=16)
+    (model,) = own.models()
+    assert (model.id, model.state) == ("scripted", "ready")
+    assert model.statistics["cached_tokens"] == {"memory": 32, "disk": 16}
     assert {plugin["name"] for plugin in own.plugins()} >= {"p", "good"}
 
 

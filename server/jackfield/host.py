@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -218,7 +217,7 @@ class PluginServer:
 def _info(entry: Entry) -> ModelInfo:
     model = entry.served
     statistics = Statistics() if model is None else model.engine.statistics
-    return ModelInfo(entry.id, model.context_length if model else 0, entry.state, asdict(statistics))
+    return ModelInfo(entry.id, model.context_length if model else 0, entry.state, statistics.report())
 
 
 def _answer(asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange, pictures: Pictures | None) -> Answer:

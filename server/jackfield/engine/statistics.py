@@ -1,7 +1,8 @@
 """What the engine has done and is doing, in numbers: written on the engine thread, read by anyone."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -37,3 +38,8 @@ class Statistics:
     """Bytes that MLX holds in all: weights, caches, and what a step needs."""
     pressure: str = "none"
     """How short memory is: ``none``, ``evicting``, ``slowing``, ``refusing``."""
+
+    def report(self) -> dict[str, Any]:
+        """By name, as they stand; nothing of it changes any more."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
