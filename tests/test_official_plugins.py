@@ -1,6 +1,7 @@
-"""The four official plugins at once, in a real server: each does its part, and none is in another one's way."""
+"""The official plugins at once, in a real server: each does its part, and none is in another one's way."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from contract import validator
 from serving import Server, serve
 
-NAMES = ("compression", "confidence", "logging", "notify")
+NAMES = ("compression", "confidence", "dashboard", "logging", "notify")
 LONG = [{"role": "user", "content": "word " * 1500}, {"role": "assistant", "content": "Yes."}]
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 
@@ -67,3 +68,15 @@ def test_all_of_them_are_at_work(server: Server) -> None:
     metrics = httpx2.get(f"{server.url}/metrics", timeout=60).text
     assert 'jackfield_plugin_calls_total{hook="log_record",plugin="logging"}' in metrics
     assert "jackfield_confidence_score_bucket" in metrics
+
+
+def test_the_dashboard_shows_what_the_others_say(server: Server) -> None:
+    answered = ask(server, [QUESTION]).headers["x-request-id"]
+    deadline = time.monotonic() + 60
+    found: list[dict[str, Any]] = []
+    while not found and time.monotonic() < deadline:
+        state = httpx2.get(f"{server.url}/dashboard/state", timeout=60).json()
+        found = [one for one in state["requests"] if (one["id"], one["state"]) == (answered, "completed")]
+    assert 0 <= found[0]["confidence"]["confidence"]["score"] <= 1
+    assert {plugin["name"] for plugin in state["plugins"]} == set(NAMES)
+    assert state["history"][-1]["device_bytes"] > 0
