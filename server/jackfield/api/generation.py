@@ -55,6 +55,7 @@ def engine_requests(
         max_tokens=0,
         sampling=sampling(body, model),
         images=images,
+        adapter=model.adapter,
         stop_tokens=_stop_tokens(body, model),
         top_logprobs=_wanted(top_logprobs, exchange.hooks.signals),
         prompt_logprobs=prompt_logprobs,

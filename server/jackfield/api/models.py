@@ -11,7 +11,8 @@ from jackfield.protocol.models import Model, ModelList, ModelReport
 
 async def list_models(request: Request) -> Response:
     """All models that can be asked for, in memory or not."""
-    data = [_model(entry) for entry in request.app.state.registry.entries]
+    entries: tuple[Entry, ...] = request.app.state.registry.entries
+    data = [_model(entry, name) for entry in entries for name in (entry.id, *entry.adapters)]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     models = ModelList(data=data, first_id=first, last_id=last)
     return Response(models.to_json(), media_type="application/json")
@@ -19,19 +20,23 @@ async def list_models(request: Request) -> Response:
 
 async def get_model(request: Request) -> Response:
     """One of them, by its name or another one that it has."""
-    entry = request.app.state.registry.entry(request.path_params["model"])
-    return Response(_model(entry).to_json(), media_type="application/json")
+    name: str = request.path_params["model"]
+    entry: Entry = request.app.state.registry.entry(name)
+    model = _model(entry, name if name in entry.adapters else entry.id)
+    return Response(model.to_json(), media_type="application/json")
 
 
-def _model(entry: Entry) -> Model:
+def _model(entry: Entry, name: str) -> Model:
+    """The model, or one of its adapters."""
     context_length = entry.profile.context_length if entry.profile else None
     return Model(
-        id=entry.id,
+        id=name,
+        parent=None if name == entry.id else entry.id,
         created=entry.created,
         owned_by="jackfield",
         context_length=context_length,
         max_model_len=context_length,
-        display_name=entry.id,
+        display_name=name,
         created_at=datetime.fromtimestamp(entry.created, UTC).isoformat().replace("+00:00", "Z"),
         max_input_tokens=context_length,
         max_tokens=context_length,

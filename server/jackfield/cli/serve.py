@@ -38,6 +38,9 @@ Examples:
     "[default: starter]",
 )
 @click.option("--alias", "aliases", multiple=True, help="Another name for a model, NAME=MODEL; may be repeated.")
+@click.option(
+    "--adapter", "adapters", multiple=True, help="A LoRA adapter for the model, NAME=FOLDER; may be repeated."
+)
 @click.option("--unload-after", type=float, help="Seconds after which an unused model leaves memory.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8080]")
@@ -57,7 +60,8 @@ def serve(config: Path | None, **flags: Any) -> None:
     flags["disabled_plugins"] = flags["disabled_plugins"] or None
     flags["model"], *more = flags.pop("models") or (None,)
     flags["models"] = ",".join(more) or None
-    flags["aliases"] = ",".join(flags["aliases"]) or None
+    for pairs in ("aliases", "adapters"):
+        flags[pairs] = ",".join(flags[pairs]) or None
     settings = configuration.read(flags, config).settings
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # In this order, and before anything else imports MLX.

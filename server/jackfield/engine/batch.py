@@ -90,9 +90,9 @@ class DecodeBatch:
         """
         ends = (len(s.answer) + 1 >= s.request.max_tokens for s in self.sequences)
         if not all(sampled and end for sampled, end in zip(self._sampled, ends, strict=True)):
-            self._logits = self._runner.decode(self._tokens, self._caches, prompt)
+            self._logits = self._runner.decode(self._tokens, self._caches, prompt, [s.adapter for s in self.sequences])
         elif prompt is not None:
-            self._runner.prefill(prompt.caches, prompt.tokens)
+            self._runner.prefill(prompt.caches, prompt.tokens, adapter=prompt.adapter)
 
     def read(self) -> list[Step]:
         """The tokens that the model is running on, as far as they were generated; waits for them."""

@@ -59,7 +59,7 @@ class Link(NamedTuple):
     digest: bytes
     """Of the tokens and all that come before them, so that equal tokens after different prefixes differ."""
     parent: bytes
-    """The digest of the block before; empty for the first."""
+    """The digest of the block before; for the first, what stands for an adapter, or nothing."""
     tokens: bytes
     """BLOCK_TOKENS token ids; uint32, little-endian. Then, in order, the digests of the images that they stand for."""
 
@@ -69,10 +69,13 @@ def digest(parent: bytes, tokens: bytes) -> bytes:
     return blake2b(parent + tokens, digest_size=16).digest()
 
 
-def chain(tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> list[Link]:
-    """The whole blocks that ``tokens`` start with. Equal tokens of different ``images`` make different blocks."""
+def chain(tokens: Sequence[int], images: Iterable[PromptImage] = (), root: bytes = b"") -> list[Link]:
+    """The whole blocks that ``tokens`` start with. Equal tokens of different ``images`` make different blocks.
+
+    ``root`` stands for what computes them, if that is not the model alone.
+    """
     data, size = array("I", tokens).tobytes(), 4 * BLOCK_TOKENS
-    links, parent = [], b""
+    links, parent = [], root
     for start in range(0, len(data) - size + 1, size):
         own = data[start : start + size] + _digests(images, start // 4)
         links.append(Link(digest(parent, own), parent, own))

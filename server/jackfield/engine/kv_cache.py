@@ -332,10 +332,12 @@ class PromptSlice:
     Args:
         tokens: the prompt's next ones, at least one.
         caches: of the sequence they belong to, one a layer, all of them plain; they get the tokens' positions.
+        adapter: which of the model's adapters it is for, if any.
     """
 
     tokens: Sequence[int]
     caches: list[Any]
+    adapter: int | None = None
 
     @property
     def positions(self) -> mx.array:

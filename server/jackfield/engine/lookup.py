@@ -42,10 +42,12 @@ class Lookup:
     Its own copy of that is as large as what it will put into the caches. ``restore`` or ``cancel`` it.
     """
 
-    def __init__(self, cache: "PrefixCache", tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> None:
+    def __init__(
+        self, cache: "PrefixCache", tokens: Sequence[int], images: Iterable[PromptImage] = (), root: bytes = b""
+    ) -> None:
         self._cache = cache
         self._generation = cache.generation
-        self._links = chain(tokens, images) if cache.enabled else []
+        self._links = chain(tokens, images, root) if cache.enabled else []
         self._joint: Joint | None = None
         self._state: Block | None = None
         self._taken: set[Key] = set()

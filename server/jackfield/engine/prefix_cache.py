@@ -92,9 +92,9 @@ class PrefixCache:
         """Bytes of memory that blocks take, beyond ``nbytes``, while they wait to be written to disk."""
         return 0 if self.disk is None else self.disk.queued_bytes
 
-    def lookup(self, tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> Lookup:
+    def lookup(self, tokens: Sequence[int], images: Iterable[PromptImage] = (), root: bytes = b"") -> Lookup:
         """The longest chain of blocks that starts ``tokens``: all of a prompt that need not run through the model."""
-        return Lookup(self, tokens, images)
+        return Lookup(self, tokens, images, root)
 
     def store(
         self,
@@ -102,6 +102,7 @@ class PrefixCache:
         caches: Sequence[Cache],
         snapshot: bool = False,
         images: Iterable[PromptImage] = (),
+        root: bytes = b"",
     ) -> None:
         """Keep what ``caches``, one a layer, hold for ``tokens``, as far as it is not here already.
 
@@ -111,6 +112,7 @@ class PrefixCache:
             snapshot: also keep the state of layers that are not positional; ``caches`` then stand exactly at the end
                 of ``tokens``, a multiple of BLOCK_TOKENS. Without effect when there are no such layers.
             images: what some of the tokens stand for.
+            root: see `chain`.
 
         Raises:
             ValueError: the caches need snapshots but ``stateful`` was not said, they hold fewer positions than
@@ -123,7 +125,7 @@ class PrefixCache:
         if snapshot and self.stateful and len(tokens) % BLOCK_TOKENS:
             raise ValueError("a snapshot stands at the end of a block")
         if reusable(caches):
-            self._store(chain(tokens, images), caches, snapshot and self.stateful)
+            self._store(chain(tokens, images, root), caches, snapshot and self.stateful)
             self.persist(PERSIST_BYTES)
 
     def _store(self, links: Sequence[Link], caches: Sequence[Cache], with_state: bool) -> None:
@@ -253,9 +255,9 @@ class PrefixCache:
             self._evict(write and self.queued_bytes < SPILL_BYTES)
         return before - self.nbytes
 
-    def discard(self, tokens: Sequence[int], images: Iterable[PromptImage] = ()) -> None:
+    def discard(self, tokens: Sequence[int], images: Iterable[PromptImage] = (), root: bytes = b"") -> None:
         """Forget all blocks that start ``tokens``, on disk too, since they turned out to be wrong."""
-        self.forget(chain(tokens, images))
+        self.forget(chain(tokens, images, root))
 
     def forget(self, links: Sequence[Link]) -> None:
         """Forget all blocks of a chain, on disk too."""

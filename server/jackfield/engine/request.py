@@ -84,6 +84,15 @@ class PromptImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """One of the adapters that a model has been loaded with."""
+
+    index: int
+    digest: bytes
+    """The 16 bytes that stand for its contents: what was computed with it is of no use to others."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate."""
 
@@ -95,6 +104,8 @@ class GenerationRequest:
     sampling: SamplingParameters
     images: tuple[PromptImage, ...] = ()
     """Those in the prompt, in order; only for models that read images."""
+    adapter: Adapter | None = None
+    """Who answers, if not the model as it is."""
     stop_tokens: frozenset[int] = frozenset()
     """Generation ends at any of these, with finish reason ``stop``; empty to ignore the model's end of sequence."""
     top_logprobs: int | None = None

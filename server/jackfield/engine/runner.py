@@ -15,6 +15,7 @@ from mlx import nn
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_prompt_cache
 from numpy.typing import NDArray
 
+from jackfield.engine.adapters import NONE, Adapters
 from jackfield.engine.attention import attend_by_slab
 from jackfield.engine.images import ImageEncoder
 from jackfield.engine.kv_cache import (
@@ -53,6 +54,7 @@ class Runner:
         kv_group_size: elements of a head that share a scale; 32 is taken where this does not divide the heads.
         sizes: which rows of a decode batch share a slab.
         images: makes embeddings of images, if the model reads them.
+        adapters: that the model's layers have been given.
 
     Raises:
         ModelLoadError: the model's keys and values cannot be quantized.
@@ -64,9 +66,12 @@ class Runner:
         kv_bits: int | None = None,
         kv_group_size: int = 64,
         sizes: SlabSizes = SlabSizes(),  # noqa: B008 - frozen
+        *,
         images: ImageEncoder | None = None,
+        adapters: Adapters = NONE,
     ) -> None:
         self.model = model
+        self.adapters = adapters
         self.images = images
         attend_by_slab(model)
         self._quantization = (_group_size(model, kv_group_size), kv_bits) if kv_bits else None
@@ -124,13 +129,20 @@ class Runner:
         """The same for a row that has the batch to itself."""
         return self._sizes.round_up(length) * self.bytes_per_token + self._fixed_bytes
 
-    def prefill(self, caches: list[Cache], tokens: Sequence[int], embeddings: mx.array | None = None) -> None:
+    def prefill(
+        self,
+        caches: list[Cache],
+        tokens: Sequence[int],
+        embeddings: mx.array | None = None,
+        *,
+        adapter: int | None = None,
+    ) -> None:
         """Add ``tokens`` to ``caches``; returns when that has happened.
 
-        ``embeddings`` [count, hidden] is what stands for them, where that is an image.
+        ``embeddings`` [count, hidden] is what stands for them, where that is an image; ``adapter`` whom they are for.
         """
         # Only the caches are evaluated, so the output head is never computed for the prompt.
-        self._run(caches, tokens, embeddings)
+        self._run(caches, tokens, embeddings, adapter)
         mx.eval([cache.state for cache in caches])
         # A slice's activations are much larger than a step's: their buffers are of no use to the next one.
         mx.clear_cache()
@@ -149,10 +161,13 @@ class Runner:
             raise ValueError("this model reads no images")
         return self.images.encode(image)
 
-    def _run(self, caches: list[Cache], tokens: Sequence[int], embeddings: mx.array | None) -> mx.array:
+    def _run(
+        self, caches: list[Cache], tokens: Sequence[int], embeddings: mx.array | None, adapter: int | None
+    ) -> mx.array:
         """Logits [1, count, vocabulary]; nothing is evaluated yet."""
         others = {} if embeddings is None else {"input_embeddings": embeddings[None]}
-        logits: mx.array = self.model(mx.array([list(tokens)]), cache=caches, **others)
+        with self.adapters.applied(self.adapters.mask([adapter])):
+            logits: mx.array = self.model(mx.array([list(tokens)]), cache=caches, **others)
         return logits
 
     def score(
@@ -162,15 +177,23 @@ class Runner:
         following: Sequence[int],
         top: int,
         embeddings: mx.array | None = None,
+        *,
+        adapter: int | None = None,
     ) -> list[TokenEvent]:
         """Like :meth:`prefill`, and tells how likely each token of ``following`` was after the one in ``tokens``."""
-        logits = self._run(caches, tokens, embeddings)[0]
+        logits = self._run(caches, tokens, embeddings, adapter)[0]
         scores = logprobs(logits, mx.array(list(following)), top)
         mx.eval([cache.state for cache in caches], scores)
         mx.clear_cache()
         return token_events(following, scores)
 
-    def decode(self, tokens: mx.array, caches: "CacheBatch", prompt: PromptSlice | None = None) -> mx.array:
+    def decode(
+        self,
+        tokens: mx.array,
+        caches: "CacheBatch",
+        prompt: PromptSlice | None = None,
+        adapters: Sequence[int | None] = (),
+    ) -> mx.array:
         """Logits [rows, vocabulary] after one more token a row; starts the work and does not wait for it.
 
         ``tokens`` may also be [rows, count], for logits [rows, count, vocabulary]; ``caches.rows.advance`` takes back
@@ -178,28 +201,42 @@ class Runner:
 
         ``prompt`` is read in the same pass, which spares it reading the weights: only if the model ``fuses``, and with
         one token a row.
+
+        ``adapters`` says which one each row has, if any has one.
         """
         if prompt is not None:
-            return self._decode_fused(tokens, caches, prompt)
+            return self._decode_fused(tokens, caches, prompt, adapters)
         rows = caches.rows
         count = tokens.size // tokens.shape[0]
         caches.reserve(count)
         placed = rows.placed(tokens).reshape(-1, count)
-        logits = rows.restored(self.model(placed, cache=caches.layers)).reshape(*tokens.shape, self.vocabulary)
+        mask = self.adapters.mask(adapters)
+        with self.adapters.applied(None if mask is None else rows.placed(mask)):
+            logits = rows.restored(self.model(placed, cache=caches.layers)).reshape(*tokens.shape, self.vocabulary)
         rows.advance(count)
         mx.async_eval(logits)
         return logits
 
-    def _decode_fused(self, tokens: mx.array, caches: "CacheBatch", prompt: PromptSlice) -> mx.array:
+    def _decode_fused(
+        self, tokens: mx.array, caches: "CacheBatch", prompt: PromptSlice, adapters: Sequence[int | None]
+    ) -> mx.array:
         rows = caches.rows
         caches.reserve(1)
         inputs = mx.concatenate([rows.placed(tokens), mx.array(list(prompt.tokens), dtype=tokens.dtype)])
         # The head computes the slice's logits too: for 16 and 32 tokens, a CPU's timings did not show it.
-        logits = self.model(inputs[:, None], cache=caches.fused(prompt))
+        with self.adapters.applied(self._fused_mask(rows, prompt, adapters)):
+            logits = self.model(inputs[:, None], cache=caches.fused(prompt))
         logits = rows.restored(logits[: len(rows), 0])
         rows.advance(1)
         mx.async_eval(logits, [arrays(cache) for cache in prompt.caches])
         return logits
+
+    def _fused_mask(self, rows: Rows, prompt: PromptSlice, adapters: Sequence[int | None]) -> mx.array | None:
+        mask = self.adapters.mask([*adapters, *[prompt.adapter] * len(prompt.tokens)])
+        if mask is None:
+            return None
+        count = len(adapters)
+        return mx.concatenate([rows.placed(mask[:count]), mask[count:]])
 
     def release(self) -> None:
         """Give memory back that MLX keeps for later."""

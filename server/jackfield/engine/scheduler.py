@@ -190,7 +190,7 @@ class Scheduler:
             sequence.caches = self.runner.start()
             if not sequence.scores_prompt:
                 # The last token always runs through the model, since its logits are the next one's.
-                sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1], sequence.request.images)
+                sequence.lookup = self.prefix_cache.lookup(sequence.tokens[:-1], sequence.request.images, sequence.root)
         # What was found is the last to give way.
         self.room.give_way()
 
@@ -245,7 +245,7 @@ class Scheduler:
         if sequence.scores_prompt:
             self._score(sequence, tokens)
         else:
-            self.runner.prefill(sequence.caches, tokens, sequence.embeddings(len(tokens)))
+            self.runner.prefill(sequence.caches, tokens, sequence.embeddings(len(tokens)), adapter=sequence.adapter)
         self.pace.sliced(len(tokens), time.perf_counter() - started, len(self.batch))
         self._has_read(sequence, len(tokens), events)
         return time.perf_counter() - started
@@ -274,7 +274,7 @@ class Scheduler:
         self.batch.wait()
         started = time.perf_counter()
         tokens = self._next_slice(sequence, shared=True)
-        self._answer(events, PromptSlice(tokens, sequence.caches))
+        self._answer(events, PromptSlice(tokens, sequence.caches, sequence.adapter))
         self.batch.wait()
         self.pace.shared(len(tokens), time.perf_counter() - started)
         self._has_read(sequence, len(tokens), events)
@@ -325,7 +325,9 @@ class Scheduler:
         following = sequence.request.prompt[start : start + len(tokens)]
         top = sequence.request.top_logprobs or 0
         embeddings = sequence.embeddings(len(tokens))
-        sequence.scored += self.runner.score(sequence.caches, tokens, following, top, embeddings)
+        sequence.scored += self.runner.score(
+            sequence.caches, tokens, following, top, embeddings, adapter=sequence.adapter
+        )
 
     def _store_on_the_way(self, sequence: Sequence) -> None:
         if sequence.processed in sequence.snapshots:
@@ -401,7 +403,7 @@ class Scheduler:
         self._full = self._full and not leaving
 
     def _remember(self, tokens: tuple[int, ...], sequence: Sequence, *, snapshot: bool = False) -> None:
-        self.prefix_cache.store(tokens, sequence.caches, snapshot, sequence.request.images)
+        self.prefix_cache.store(tokens, sequence.caches, snapshot, sequence.request.images, sequence.root)
         sequence.stored = len(tokens)
 
     def _remember_part(self, sequence: Sequence) -> None:
@@ -413,7 +415,7 @@ class Scheduler:
 
     def _distrust(self, sequence: Sequence) -> None:
         """What was computed is wrong, and nobody knows since when: forget all that may come from it."""
-        self.prefix_cache.discard(sequence.tokens, sequence.request.images)
+        self.prefix_cache.discard(sequence.tokens, sequence.request.images, sequence.root)
         self.prefix_cache.clear()
 
     # --- Numbers -------------------------------------------------------------------------------------------------

@@ -52,6 +52,16 @@ class Sequence:
         return (*self.request.prompt, *self.answer)
 
     @property
+    def adapter(self) -> int | None:
+        """Which of the model's adapters it is for, if any."""
+        return None if self.request.adapter is None else self.request.adapter.index
+
+    @property
+    def root(self) -> bytes:
+        """What its blocks in the prefix cache begin with."""
+        return b"" if self.request.adapter is None else self.request.adapter.digest
+
+    @property
     def length(self) -> int:
         """How many tokens these are."""
         return len(self.request.prompt) + len(self.answer)

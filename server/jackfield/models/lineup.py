@@ -142,6 +142,7 @@ def _entry(settings: Settings, name: str) -> Entry:
     return Entry(
         served_as(settings, name),
         aliases=own.aliases,
+        adapters=tuple(settings.of_model(name).adapters),
         pinned=own.pinned,
         unload_after=own.unload_after or settings.unload_after,
     )

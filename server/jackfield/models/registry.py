@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from jackfield.engine.grammar import GrammarCompiler
+from jackfield.engine.request import Adapter
 from jackfield.engine.thread import Engine
 from jackfield.errors import ConfigurationError, InvalidRequestError, ModelLoadError, ModelNotFoundError
 from jackfield.models.embedding import EmbeddingSpec
@@ -31,6 +32,12 @@ class ServedModel:
     images: ImageReader | None = None
     """Reads images, if the model does."""
     embedding: EmbeddingSpec = field(default_factory=lambda: EmbeddingSpec(obstacle="its engine makes none"))
+    adapter: Adapter | None = None
+    """What changes it, if it is not the model as it is."""
+    adapted: Mapping[str, "ServedModel"] = field(default_factory=dict)
+    """The same model with each of its adapters, by their names."""
+    base: "ServedModel | None" = None
+    """Of one with an adapter: the model as it is."""
     plan: MemoryPlan | None = None
     """What it takes of the memory, where that is known."""
 
@@ -39,9 +46,16 @@ class ServedModel:
         """What it can do."""
         return profile(self.context_length, self.tokenizer, self.embedding, images=self.images is not None)
 
+    def with_adapter(self, name: str, adapter: Adapter) -> "ServedModel":
+        """The same model with an adapter of that name."""
+        embedding = EmbeddingSpec(obstacle=f"it is an adapter; ask {self.id}")
+        return replace(self, id=name, adapter=adapter, adapted={}, base=self, embedding=embedding)
+
     @cached_property
     def grammars(self) -> GrammarCompiler:
         """Compiles what constrains this model's answers."""
+        if self.base is not None:
+            return self.base.grammars
         return GrammarCompiler(self.tokenizer.source, self.vocabulary, sorted(self.tokenizer.end_tokens))
 
     @cached_property
@@ -59,6 +73,8 @@ class Entry:
 
     id: str
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    """Names that stand for it with an adapter."""
     pinned: bool = False
     """It stays in memory."""
     unload_after: float | None = None
@@ -155,19 +171,24 @@ class Registry:
         self._shelf = shelf or Fixed()
         self._names = dict(self._entries)
         for entry in entries:
+            for adapter in entry.adapters:
+                self._claim(adapter, entry)
             for alias in entry.aliases:
                 self._add(alias, entry)
         for alias, name in (aliases or {}).items():
             self._add(alias, self._meant(alias, name))
 
     def _add(self, alias: str, entry: Entry) -> None:
+        self._claim(alias, entry)
+        entry.aliases = tuple(dict.fromkeys((*entry.aliases, alias)))
+
+    def _claim(self, alias: str, entry: Entry) -> None:
         if self._names.get(alias, entry) is not entry:
             raise ConfigurationError(
                 f"{alias!r} would mean two models, {self._names[alias].id} and {entry.id}.",
                 suggestions=("Use an alias once, and for no model that is served under that name.",),
             )
         self._names[alias] = entry
-        entry.aliases = tuple(dict.fromkeys((*entry.aliases, alias)))
 
     def _meant(self, alias: str, name: str) -> Entry:
         if name not in self._names:
@@ -186,6 +207,11 @@ class Registry:
         """All models, in memory or not."""
         return tuple(self._entries.values())
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What answers can come from: models, and adapters after their models."""
+        return tuple(name for entry in self.entries for name in (entry.id, *entry.adapters))
+
     def entry(self, name: str | None) -> Entry:
         """The model of that name; without one, the only model there is.
 
@@ -195,7 +221,7 @@ class Registry:
         """
         if name is not None:
             if name not in self._names:
-                raise ModelNotFoundError(name, tuple(self._entries))
+                raise ModelNotFoundError(name, self.names)
             return self._names[name]
         if len(self._entries) == 1:
             return next(iter(self._entries.values()))
@@ -222,4 +248,4 @@ class Registry:
         except BaseException:
             entry.loans -= 1
             raise
-        return Loan(model, entry, self._shelf)
+        return Loan(model.adapted.get(name or "", model), entry, self._shelf)

@@ -4,6 +4,7 @@ import gc
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from jackfield.engine.adapters import NONE, Adapters
 from jackfield.engine.blocks import stateful
 from jackfield.engine.disk_cache import DiskCache, identity_of
 from jackfield.engine.images import ImageEncoder
 from jackfield.engine.memory import MemoryGuard
 from jackfield.engine.pace import PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
+from jackfield.engine.request import Adapter
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
 from jackfield.events import EventBus
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
+from jackfield.models.adapters import adapter_bytes, install, read_adapter
 from jackfield.models.architecture import from_folder
 from jackfield.models.device import Device, describe, detect_device, load_blas
 from jackfield.models.embedding import read_embedding_spec
@@ -82,7 +86,7 @@ async def open_model(
         overdue=hooks.overdue if hooks else lambda _: None,
     )
     await engine.start()
-    return ServedModel(
+    served = ServedModel(
         id=name,
         tokenizer=tokenizer,
         engine=engine,
@@ -93,6 +97,8 @@ async def open_model(
         embedding=embedding.with_width(load.embedding_width),
         plan=load.plan,
     )
+    served.adapted = {name: served.with_adapter(name, adapter) for name, adapter in load.adapters.items()}
+    return served
 
 
 def _image_reader(
@@ -120,7 +126,9 @@ def plan_folder(settings: Settings, folder: Path, total: int) -> MemoryPlan:
     """
     kind = detect_device(load_blas()).kind
     options = plan_options(settings)
-    return plan_architecture(from_folder(folder, kind), kind, total, dtype=settings.dtype, **options).fitting()
+    plan = plan_architecture(from_folder(folder, kind), kind, total, dtype=settings.dtype, **options)
+    adapters = sum(map(adapter_bytes, settings.adapters.values()))
+    return replace(plan, weights=plan.weights + adapters).fitting()
 
 
 def plan_options(settings: Settings) -> dict[str, Any]:
@@ -161,6 +169,9 @@ class SchedulerLoader:
         self._device: Device
         self._network: Network | None = None
         self._disk: DiskCache | None = None
+        self._adapters: Adapters | None = None
+        self.adapters: dict[str, Adapter] = {}
+        """The model's adapters by their names."""
         self.plan: MemoryPlan
         self.vocabulary: int
         self.images: ImageProcessor | None = None
@@ -179,7 +190,8 @@ class SchedulerLoader:
             self._clean_up(fresh=fresh)
         network = self._network = self._network or self._read()
         encoder = ImageEncoder(network.model, self.images.own) if self.images else None
-        runner = Runner(network.model, kv_bits=self._settings.kv_bits, images=encoder)
+        adapters = self._adapters or NONE
+        runner = Runner(network.model, kv_bits=self._settings.kv_bits, images=encoder, adapters=adapters)
         self.vocabulary = runner.vocabulary
         self.embedding_width = runner.pooler.width if runner.pooler else None
         self._disk = self._disk or self._open_disk(runner, network.dtype)
@@ -208,6 +220,7 @@ class SchedulerLoader:
         network = load_network(self._folder, self._device, dtype=settings.dtype, prepare=self._prepare)
         if threading.current_thread() is not self._thread:
             raise RuntimeError("given up while loading: another thread has taken over")
+        network = self._adapted(network)
         self._tell(describe(self._device, network.dtype))
         self.plan = self._plan(network)
         for line in self.plan.lines():
@@ -215,6 +228,15 @@ class SchedulerLoader:
         own = processor_for(network.model, network.config)
         self.images = ImageProcessor(own, self.plan.image_tokens) if own else None
         return network
+
+    def _adapted(self, network: Network) -> Network:
+        """The network with the adapters that the settings name, which count as weights."""
+        files = [read_adapter(name, folder.expanduser()) for name, folder in self._settings.adapters.items()]
+        if not files:
+            return network
+        self._adapters, self.adapters = install(network.model, files)
+        arrays: dict[str, mx.array] = dict(tree_flatten(network.model.parameters()))
+        return replace(network, nbytes=sum(array.nbytes for array in arrays.values()))
 
     def _prepare(self, *, model: nn.Module, config: dict[str, Any], device: Device) -> nn.Module:
         prepared = cpu.prepare(model=model, config=config, device=device)

@@ -27,7 +27,7 @@ class Model(AnswerModel):
     """A model; its context length under several names, since clients look for any of them."""
 
     always: ClassVar = ("object", "type", "capabilities", "lifecycle")
-    never_null: ClassVar = ("context_length", "max_model_len")
+    never_null: ClassVar = ("context_length", "max_model_len", "parent")
 
     id: str
     object: Literal["model"] = "model"
@@ -36,6 +36,8 @@ class Model(AnswerModel):
     context_length: int | None = None
     """Not known of a model that has to be downloaded first; left out then."""
     max_model_len: int | None = None
+    parent: str | None = None
+    """Of an adapter, as vLLM tells it: the model that it changes."""
 
     type: Literal["model"] = "model"
     display_name: str

@@ -38,7 +38,7 @@ def _pairs(value: Any) -> Any:
         return value
     pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
     if not all(sign for _, sign, _ in pairs):
-        raise ValueError("pairs are written NAME=MODEL, with commas between them")
+        raise ValueError("pairs are written NAME=VALUE, with commas between them")
     return {name.strip(): model.strip() for name, _, model in pairs}
 
 
@@ -51,6 +51,7 @@ MAX_PIXELS = 89_478_485
 """Beyond this Pillow takes an image for a decompression bomb, whatever is set."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Folders = Annotated[dict[str, Path], BeforeValidator(_pairs)]
 KVBits = Annotated[Literal[4, 8] | None, BeforeValidator(_number)]
 
 
@@ -66,6 +67,8 @@ class ModelSettings(BaseModel):
     pinned: bool = False
     """Load it when the server starts, and keep it."""
     unload_after: Annotated[float, Field(gt=0)] | None = None
+    adapters: Folders = Field(default_factory=dict)
+    """Adapters for it, and the names that clients ask for them by."""
     dtype: Literal["auto", "float32", "keep"] | None = None
     context_length: Annotated[int, Field(ge=16)] | None = None
     kv_bits: KVBits = None
@@ -85,6 +88,8 @@ class Settings(BaseModel):
     """Other names for models, for clients that cannot be told which to ask for: ``gpt-4o-mini = "starter"``."""
     unload_after: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which a model that nobody has asked for leaves memory; by default when others need the room."""
+    adapters: Folders = Field(default_factory=dict)
+    """Adapters (LoRA) for ``model``, unless it has a table in ``models``: names that clients ask for, and folders."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0 takes any free port."""
@@ -153,6 +158,6 @@ class Settings(BaseModel):
 
     def of_model(self, name: str) -> "Settings":
         """The settings for one of the models, which ``model`` names then."""
-        own = self.models.get(name, ModelSettings())
+        own = self.models.get(name, ModelSettings(adapters=self.adapters if name == self.model else {}))
         differing = own.model_dump(exclude={"source", "aliases", "pinned"}, exclude_none=True)
         return self.model_copy(update={**differing, "model": own.source or name})
