@@ -204,6 +204,7 @@ ENDS: dict[str, tuple[str, FinishEvent | None, dict[str, Any], str]] = {
     "stop": ("a b c", FinishEvent("stop"), {}, "stop"),
     "length": ("a b c", FinishEvent("length"), {}, "length"),
     "timeout": ("a b c", FinishEvent("timeout"), {}, "length"),
+    "shutdown": ("a b c", FinishEvent("shutdown"), {}, "length"),
     "stop_string": ("a b c d", None, {"stop": ["c"]}, "stop"),
     "error": ("a b c", FinishEvent("error", EngineError("No.")), {"stream": True}, "length"),
     "tool_call": (CALL + " and", None, {"tools": [TOOL], "parallel_tool_calls": False}, "tool_calls"),

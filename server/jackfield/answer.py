@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 
 from jackfield.choice import Choice, Delta
 from jackfield.engine.request import CacheUse, EngineEvent, FinishEvent, GenerationRequest, PrefillEvent, StartEvent
-from jackfield.errors import DeadlineExceededError
+from jackfield.errors import DeadlineExceededError, ShuttingDownError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import Outcome
 from jackfield.models.registry import ServedModel
-from jackfield.protocol.extension import Extension
+from jackfield.protocol.extension import EndedBy, Extension
 from jackfield.protocol.usage import Usage
 from jackfield.text.separator import Separator
 from jackfield.text.stops import StopMatcher
@@ -103,7 +103,7 @@ class Answer:
             last = events[-1]
             if isinstance(last, PrefillEvent):
                 yield Progress(last.done, last.total)
-            delta = self._take(choice, self._survived(events))
+            delta = self._take(choice, self._survived(choice, events))
             if delta.finish_reason is not None:
                 self.model.engine.cancel([choice.request.id])
                 await self._judge(choice)
@@ -155,7 +155,7 @@ class Answer:
         choice.submitted = time.monotonic()
         self.model.engine.submit(choice.request, lambda events: self._events.put_nowait((choice, events)))
 
-    def _survived(self, events: list[EngineEvent]) -> list[EngineEvent]:
+    def _survived(self, choice: Choice, events: list[EngineEvent]) -> list[EngineEvent]:
         """The events, unless they end the whole request with an error."""
         last = events[-1]
         if not isinstance(last, FinishEvent) or last.error is None:
@@ -163,7 +163,13 @@ class Answer:
         if isinstance(last.error, DeadlineExceededError) and any(choice.generated for choice in self._choices):
             # Other choices have spoken, so this one is just one that had no time.
             return [*events[:-1], replace(last, reason="timeout", error=None)]
+        if isinstance(last.error, ShuttingDownError) and self._has_begun(but=choice):
+            return [*events[:-1], replace(last, reason="shutdown", error=None)]
         raise last.error
+
+    def _has_begun(self, *, but: Choice) -> bool:
+        """Whether others are answered, and this choice is just one that was still in the queue."""
+        return but.start is None and any(choice.start for choice in self._choices)
 
     @property
     def ended(self) -> bool:
@@ -175,11 +181,11 @@ class Answer:
         self.exchange.cancelled(sum(choice.generated for choice in self._choices))
         self.model.engine.cancel([choice.request.id for choice in self._choices])
 
-    def cut_off(self) -> Iterator[Delta]:
+    def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say of the choices that have not ended, when nothing more comes; they end as it is told."""
         for choice in self._choices:
             if choice.ended_by is None:
-                yield choice.cut_off("error")
+                yield choice.cut_off(by)
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt counts once for all its choices, generated tokens for each."""

@@ -18,6 +18,7 @@ from jackfield.api.arrival import Arrival
 from jackfield.api.borrowing import Borrowing
 from jackfield.api.chat import chat_completions
 from jackfield.api.completions import completions
+from jackfield.api.draining import Draining
 from jackfield.api.embeddings import embeddings
 from jackfield.api.fim import fim_completions
 from jackfield.api.infill import infill
@@ -89,6 +90,7 @@ def create_app(
         routes=[*routes, *(route for _, route in plugged)],
         middleware=[
             Middleware(Arrival, hooks=hooks, open_paths=_open_paths(host, plugged)),
+            Middleware(Draining, drain=host.drain),
             Middleware(Borrowing),
             *_plugged_middleware(host),
         ],
@@ -105,6 +107,7 @@ def create_app(
     app.state.hooks = hooks
     app.state.events = host.events
     app.state.host = host
+    app.state.drain = host.drain
     app.state.collectors = CollectorRegistry()
     app.state.collectors.register(EngineCollector(registry))
     app.state.collectors.register(PluginCollector(hooks))

@@ -81,7 +81,7 @@ class Choice:
     @property
     def finish_reason(self) -> AnswerFinish | None:
         """Why it ended, in OpenAI's words."""
-        if self.ended_by in ("length", "timeout", "error"):
+        if self.ended_by in ("length", "timeout", "shutdown", "error"):
             return "length"
         if self.ended_by is None:
             return None

@@ -174,6 +174,19 @@ class QueueFullError(UnavailableError):
         )
 
 
+class ShuttingDownError(UnavailableError):
+    """The server ends."""
+
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server is shutting down.",
+            retry_after=10,
+            suggestions=("Try again after the seconds in Retry-After, when it may be back.",),
+        )
+
+
 class EngineError(UnavailableError):
     """The engine failed while it worked on the request."""
 

@@ -13,6 +13,7 @@ from jackfield.api.generation import engine_requests
 from jackfield.backends.cascade import Cascade
 from jackfield.backends.plugged import PluggedAnswer
 from jackfield.choice import Delta
+from jackfield.drain import Drain
 from jackfield.engine.statistics import Statistics
 from jackfield.errors import ConfigurationError, UnavailableError
 from jackfield.events import Event, EventBus
@@ -56,6 +57,7 @@ class Host:
             data_dir(), max_bytes=settings.stored_responses_bytes, max_days=settings.stored_responses_days
         )
         self.recent_items = RecentItems()
+        self.drain = Drain(registry)
         self.backends = hooks.backends(self.server, [OWN])
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
@@ -117,7 +119,8 @@ class Host:
         ``plain`` says that one choice of text alone is asked for.
         """
         plugin, backend = self.backends[name]
-        answer = PluggedAnswer(backend, body, own, plain=plain, seconds=self.settings.slow_hook_seconds)
+        seconds = self.settings.slow_hook_seconds
+        answer = PluggedAnswer(backend, body, own, plain=plain, seconds=seconds, drain=self.drain)
         return Cascade(name, answer, own, lambda error: self._count_backend(plugin, error))
 
     def _count_backend(self, plugin: Plugin, error: Exception | None) -> None:

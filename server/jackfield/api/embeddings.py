@@ -25,8 +25,9 @@ async def embeddings(request: Request) -> Response:
     """The vectors of texts."""
     exchange = Exchange.of(request)
     try:
-        whole = await body.whole(request)
-        answer = await body.unless_gone(request, _answer(request, whole, exchange))
+        async with request.app.state.drain.interrupting():
+            whole = await body.whole(request)
+            answer = await body.unless_gone(request, _answer(request, whole, exchange))
     except ClientDisconnect:
         exchange.cancelled(0)
         raise

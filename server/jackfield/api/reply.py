@@ -133,8 +133,9 @@ async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]
     """Answer a request."""
     exchange = Exchange.of(request)
     try:
-        whole = await body.whole(request)
-        prepared = await body.unless_gone(request, _prepare(request, whole, asks, reply, exchange))
+        async with request.app.state.drain.interrupting():
+            whole = await body.whole(request)
+            prepared = await body.unless_gone(request, _prepare(request, whole, asks, reply, exchange))
         prepared.answer.admit()
     except ClientDisconnect:
         exchange.cancelled(0)

@@ -10,8 +10,9 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from jackfield.answer import Answer, Progress
 from jackfield.backends.cascade import Cascade
 from jackfield.choice import Delta
-from jackfield.errors import JackfieldError
+from jackfield.errors import JackfieldError, ShuttingDownError
 from jackfield.protocol.base import AnswerModel
+from jackfield.text.pieces import CallStart
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,17 @@ async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes | Jac
     """An answer's deltas, with comments on the prompt's progress between them; the work stops with the iteration.
 
     When the engine fails before anything was said, the error is all there is. Later it cannot be told without harm,
-    since clients repeat the whole request (and tools they have run already), so the answer ends as cut off.
+    since clients repeat the whole request (and tools they have run already), so the answer ends as cut off. When it
+    is the server that ends, the error is told in the middle too, so that nobody takes a part for the whole: a request
+    that is repeated does not fail again. Only an answer with calls, which may have been run, ends as cut off even then.
     """
-    begun = False
+    begun = called = False
     last = time.monotonic()
     try:
         async for part in answer:
             if isinstance(part, Delta):
                 begun = True
+                called = called or any(isinstance(piece, CallStart) for piece in part.pieces)
                 yield part
             elif time.monotonic() - last > PROGRESS_SECONDS:
                 last = time.monotonic()
@@ -64,11 +68,14 @@ async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes | Jac
     except Exception as error:
         failure = _expected(error)
         answer.exchange.failed(failure)
-        if not begun:
+        ends = isinstance(failure, ShuttingDownError)
+        if not begun or (ends and not called):
             yield failure
             return
         logger.warning("A stream ends early: %s", failure.message)
-        for delta in answer.cut_off():
+        if ends:
+            yield comment(failure.message)
+        for delta in answer.cut_off("shutdown" if ends else "error"):
             yield delta
     finally:
         answer.cancel()

@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jackfield.errors import UnavailableError
+from jackfield.errors import ShuttingDownError, UnavailableError
 from jackfield.protocol.status import Health, Ready
 
 
@@ -16,8 +16,10 @@ async def ready(request: Request) -> Response:
     """A token can be generated.
 
     Raises:
-        UnavailableError: not at the moment.
+        UnavailableError: not at the moment, or not any more.
     """
+    if request.app.state.drain.draining:
+        raise ShuttingDownError
     models = list(request.app.state.registry)
     if not all(model.engine.ready for model in models):
         states = ", ".join(f"{model.id} is {model.engine.state}" for model in models)

@@ -6,8 +6,8 @@ from jackfield.answer import Answer, Progress
 from jackfield.backends.plugged import PluggedAnswer
 from jackfield.choice import Delta
 from jackfield.engine.request import GenerationRequest
-from jackfield.errors import DeadlineExceededError, JackfieldError
-from jackfield.protocol.extension import Extension
+from jackfield.errors import DeadlineExceededError, JackfieldError, ShuttingDownError
+from jackfield.protocol.extension import EndedBy, Extension
 from jackfield.protocol.usage import Usage
 
 
@@ -65,8 +65,8 @@ class Cascade:
             async for part in self._current:
                 said = True
                 yield part
-        except DeadlineExceededError:
-            # The client's own limit: no fault of the backend, and nobody else has time for it either.
+        except (DeadlineExceededError, ShuttingDownError):
+            # The client's own limit, or the server's end: no fault of the backend, and nobody else has time either.
             raise
         except Exception as error:
             if self._current is self._own:
@@ -98,9 +98,9 @@ class Cascade:
         """Nobody listens any more."""
         self._current.cancel()
 
-    def cut_off(self) -> Iterator[Delta]:
+    def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say when nothing more comes."""
-        return self._current.cut_off()
+        return self._current.cut_off(by)
 
     def usage(self) -> Usage:
         """Tokens so far."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from jackfield.answer import Answer
 from jackfield.choice import Delta
+from jackfield.drain import Drain
 from jackfield.errors import DeadlineExceededError, InvalidRequestError, JackfieldError, UnavailableError
 from jackfield.hooks.data import JsonObject
 from jackfield.hooks.dispatcher import PluginError
@@ -26,15 +27,19 @@ class PluggedAnswer:
         own: what the engine here would do; it knows the prompt, and counts tokens.
         plain: whether one choice of text alone is asked for.
         seconds: how long the backend may say nothing.
+        drain: ends it when the server's time is over.
     """
 
-    def __init__(self, backend: Backend, body: JsonObject, own: Answer, *, plain: bool, seconds: float) -> None:
+    def __init__(
+        self, backend: Backend, body: JsonObject, own: Answer, *, plain: bool, seconds: float, drain: Drain
+    ) -> None:
         self._plain = plain
         self._backend = backend
         self._body = body
         self._own = own
         self._exchange = own.exchange
         self._seconds = seconds
+        self._drain = drain
         self._text = ""
         self._ended_by: EndedBy | None = None
         self._began = time.monotonic()
@@ -56,6 +61,7 @@ class PluggedAnswer:
 
         Raises:
             DeadlineExceededError: the request's time was over before anything was said.
+            ShuttingDownError: the server's time is over.
             Exception: whatever the backend raised.
         """
         answer = aiter(self._backend.answer(self._exchange.info, self._body))
@@ -77,7 +83,7 @@ class PluggedAnswer:
         left = self._seconds if deadline is None else min(self._seconds, deadline - time.monotonic())
         try:
             # In this task, since what a generator opens it must close in the same one.
-            async with asyncio.timeout(max(left, 0.0)):
+            async with self._drain.interrupting(), asyncio.timeout(max(left, 0.0)):
                 piece = await self._anext(answer)
         except TimeoutError:
             if deadline is None or time.monotonic() < deadline:
@@ -115,9 +121,9 @@ class PluggedAnswer:
         """Nobody listens any more."""
         self._exchange.cancelled(self._tokens)
 
-    def cut_off(self) -> Iterator[Delta]:
+    def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say when nothing more comes."""
-        self._ended_by = "error"
+        self._ended_by = by
         yield Delta(0, finish_reason="length")
 
     @property

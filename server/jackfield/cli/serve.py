@@ -5,6 +5,7 @@ import contextlib
 import logging
 import resource
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import click
 
 from jackfield import settings as configuration
 from jackfield.cli.progress import RichProgress
+from jackfield.cli.reloading import set_log_level
+from jackfield.cli.signals import ending_at_once
 from jackfield.errors import ConfigurationError
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.models.progress import Progress
@@ -62,8 +65,11 @@ def serve(config: Path | None, **flags: Any) -> None:
     flags["models"] = ",".join(more) or None
     for pairs in ("aliases", "adapters"):
         flags[pairs] = ",".join(flags[pairs]) or None
-    settings = configuration.read(flags, config).settings
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    read = partial(configuration.read, flags, config)
+    found = read()
+    settings = found.settings
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    set_log_level(settings.log_level)
     # In this order, and before anything else imports MLX.
     load_blas()
     import_mlx_lm()
@@ -74,15 +80,17 @@ def serve(config: Path | None, **flags: Any) -> None:
 
     allow_open_files()
     hooks = discover(settings)
-    with _listen(settings) as listener:
+    with _listen(settings) as listener, ending_at_once():
         sources = (*hooks.model_sources(), *SOURCES)
 
         def fetch(name: str, progress: Progress) -> Path:
             return resolve(name, cache=settings.cache_dir, progress=progress, sources=sources)
 
         # Here, where a signal ends it at once.
-        found = {name: fetch(name, RichProgress()) for name in at_start(settings)}
-        asyncio.run(run(settings, lambda name, progress: found.get(name) or fetch(name, progress), listener, hooks))
+        folders = {name: fetch(name, RichProgress()) for name in at_start(settings)}
+        asyncio.run(
+            run(found, read, lambda name, progress: folders.get(name) or fetch(name, progress), listener, hooks)
+        )
 
 
 def allow_open_files() -> None:

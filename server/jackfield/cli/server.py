@@ -6,86 +6,154 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import click
 import uvicorn
 from starlette.applications import Starlette
 
 from jackfield.app import create_app
+from jackfield.cli import systemd
 from jackfield.cli.progress import RichProgress
+from jackfield.cli.reloading import Reloader
+from jackfield.cli.signals import Signals
 from jackfield.events import EventBus
 from jackfield.hooks.calls import Hooks
 from jackfield.models.lineup import Fetch, Lineup
-from jackfield.settings import Settings
+from jackfield.settings import Configuration, Settings
 
 logger = logging.getLogger(__name__)
 
-END_SECONDS = 5.0
+END_SECONDS = 5
 """How long what is still at work may take to end."""
+
+LAST_SECONDS = 1.0
+"""The same for threads, which cannot be told to."""
+
+ENGINES, WORKERS = "jackfield-engine", "jackfield-work"
+"""What threads are called that may be at work when the server ends."""
 
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted."""
 
 
 class _Server(uvicorn.Server):
-    """Ends with status 0 after SIGTERM or SIGINT, where uvicorn's own sends the signal to itself once more."""
+    """Ends when it is told to, and leaves signals alone."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Let the signals end the server; a second one ends it at once."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+        """Somebody else does."""
+        yield
 
 
-async def run(settings: Settings, fetch: Fetch, listener: socket.socket, hooks: Hooks) -> None:
-    """Serve models, which ``fetch`` finds, until a signal comes.
+async def run(
+    configuration: Configuration,
+    read: Callable[[], Configuration],
+    fetch: Fetch,
+    listener: socket.socket,
+    hooks: Hooks,
+) -> None:
+    """Serve models until a signal comes.
+
+    Args:
+        configuration: what is set.
+        read: reads it again.
+        fetch: finds models.
+        listener: where to serve; it has not been opened yet.
+        hooks: the plugins.
 
     Raises:
         ModelLoadError: a model cannot be served; the port has not been opened then.
         ConfigurationError: plugins cannot be served as they are.
     """
-    events = EventBus()
+    workers = ThreadPoolExecutor(thread_name_prefix=WORKERS)
+    asyncio.get_running_loop().set_default_executor(workers)
+    reloader, events = Reloader(configuration, read), EventBus()
+    signals = Signals(reloader.reload)
+    settings = configuration.settings
     lineup = Lineup(settings, fetch, events, tell=tell, hooks=hooks.engine, progress=RichProgress())
+    status = 1
     try:
-        await lineup.start()
-        app = create_app(settings, lineup.registry, hooks, events)
-        host, port = listener.getsockname()[:2]
-        app.state.host.url = f"http://{host}:{port}"
-        async with app.router.lifespan_context(app):
-            listener.listen(BACKLOG)
-            first, *others = [entry.id for entry in lineup.registry.entries]
-            tell(f"Serving {first} on http://{host}:{port}/v1")
-            if others:
-                tell(f"And when they are asked for: {', '.join(others)}")
-            await _Server(_config(app, settings)).serve(sockets=[listener])
+        if await signals.unless_ending(lineup.start()):
+            app = create_app(settings, lineup.registry, hooks, events)
+            async with _open(app, lineup, listener):
+                signals.reload = partial(systemd.reloading, reloader.reload)
+                await _serve(app, settings, listener, signals)
+        status = 0
     finally:
         await lineup.stop()
-        await _leave_behind()
+        await _leave_behind(workers, status)
 
 
-async def _leave_behind() -> None:
-    """End although a plugin's coroutine does not let itself be cancelled."""
+@contextlib.asynccontextmanager
+async def _open(app: Starlette, lineup: Lineup, listener: socket.socket) -> AsyncIterator[None]:
+    """Plugins have started, and clients may come."""
+    host, port = listener.getsockname()[:2]
+    app.state.host.url = f"http://{host}:{port}"
+    async with app.router.lifespan_context(app):
+        listener.listen(BACKLOG)
+        first, *others = [entry.id for entry in lineup.registry.entries]
+        tell(f"Serving {first} on http://{host}:{port}/v1")
+        if others:
+            tell(f"And when they are asked for: {', '.join(others)}")
+        systemd.notify("READY=1", f"STATUS=Serving {first}")
+        yield
+
+
+async def _serve(app: Starlette, settings: Settings, listener: socket.socket, signals: Signals) -> None:
+    """Answer requests until a signal comes, and those that have come by then."""
+    server = _Server(_config(app))
+
+    async def end() -> None:
+        await signals.ending.wait()
+        systemd.notify("STOPPING=1", "STATUS=Draining")
+        await app.state.drain.finish(settings.drain_seconds, tell)
+        # Streams that plugins serve end with it.
+        server.handle_exit(signal.SIGTERM, None)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(end()), group.create_task(systemd.watchdog())]
+        await server.serve(sockets=[listener])
+        for task in tasks:
+            task.cancel()
+
+
+async def _leave_behind(workers: ThreadPoolExecutor, status: int) -> None:
+    """End although a plugin's coroutine does not let itself be cancelled, or a thread loads or downloads a model."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
     if left and (await asyncio.wait(left, timeout=END_SECONDS))[1]:
         logger.error("Plugins do not end; the server does.")
-        logging.shutdown()
-        os._exit(0)
+        _end_process(status)
+    workers.shutdown(wait=False, cancel_futures=True)
+    deadline = time.monotonic() + LAST_SECONDS
+    while _running(ENGINES, WORKERS) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    if _running(ENGINES, WORKERS):
+        logger.debug("Something is still at work; the server ends.")
+        _end_process(status)
 
 
-def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
-    access_log = settings.log_level == "debug"
-    return uvicorn.Config(app, log_config=None, access_log=access_log, lifespan="off", backlog=BACKLOG)
+def _running(*names: str) -> bool:
+    return any(thread.name.startswith(names) for thread in threading.enumerate())
+
+
+def _end_process(status: int) -> None:
+    """Whatever still runs in it."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(app, log_config=None, lifespan="off", backlog=BACKLOG, timeout_graceful_shutdown=END_SECONDS)
 
 
 def tell(line: str) -> None:
-    """Show a line to whoever started the server."""
-    click.echo(line, err=True)
+    """Show a line to whoever started the server, and may be gone."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)

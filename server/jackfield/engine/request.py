@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from jackfield.engine.grammar import Constraint
 
-FinishReason = Literal["stop", "length", "timeout", "error"]
+FinishReason = Literal["stop", "length", "timeout", "shutdown", "error"]
 
 MissReason = Literal["new", "diverged", "evicted", "damaged", "short", "no_snapshot", "scored", "off"]
 """Why the prefix cache did not serve a whole prompt.

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from jackfield.engine.memory import CAREFUL_SECONDS, is_out_of_memory
-from jackfield.engine.request import EngineEvent, EngineRequest, FinishEvent
+from jackfield.engine.request import EngineEvent, EngineRequest, FinishEvent, StartEvent
 from jackfield.engine.scheduler import Events
 from jackfield.engine.statistics import Statistics
 from jackfield.engine.worker import LOOK_SECONDS, Cancel, HeldUpError, Load, Overdue, Resize, Submit, Worker
-from jackfield.errors import EngineError, MemoryPressureError, QueueFullError, UnavailableError
+from jackfield.errors import EngineError, MemoryPressureError, QueueFullError, ShuttingDownError, UnavailableError
 from jackfield.events import Event, EventBus, EventKind, Level
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,9 @@ class Engine:
         self._sizes: tuple[int, int] | None = None
         """What `resize` has set, which is so for the next worker too."""
         self._waiting: dict[str, Deliver] = {}
+        self._begun: set[str] = set()
+        """Of those that wait, the ones that have left the queue."""
+        self._draining = False
         self._reserved: dict[str, float] = {}
         """When requests were admitted that have not been submitted yet."""
         self._worker: Worker | None = None
@@ -126,7 +129,7 @@ class Engine:
     async def stop(self) -> None:
         """End the thread; what is still being generated ends with an error. Harmless whatever the state."""
         self.state = "stopped"
-        self._fail(EngineError("The server is shutting down.", retry_after=10))
+        self._fail(ShuttingDownError())
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
@@ -167,10 +170,13 @@ class Engine:
         """Reserve places for requests that are about to be submitted, before anything is said to the client.
 
         Raises:
+            ShuttingDownError: no more are taken.
             EngineError: the engine does not run.
             MemoryPressureError: the machine is short of memory.
             QueueFullError: there is no room; a request of more choices than fit at all is let in when nobody waits.
         """
+        if self._draining:
+            raise ShuttingDownError
         self._running_worker()
         if self.refuses:
             raise MemoryPressureError
@@ -206,9 +212,16 @@ class Engine:
         ids = list(request_ids)
         for one in ids:
             self._reserved.pop(one, None)
-        waiting = frozenset(one for one in ids if self._waiting.pop(one, None) is not None)
-        if waiting and self._worker is not None:
-            self._worker.inbox.put(Cancel(waiting))
+        self._withdraw(ids)
+
+    def drain(self) -> None:
+        """Take no more requests. Those in the queue end with an error, and those that have left it go on."""
+        self._draining = True
+        self._fail(ShuttingDownError(), [one for one in self._waiting if one not in self._begun])
+
+    def interrupt(self) -> None:
+        """End all requests with an error."""
+        self._fail(ShuttingDownError())
 
     # --- What the worker tells, called on the event loop ---------------------------------------------------------
 
@@ -221,8 +234,11 @@ class Engine:
             by_request.setdefault(request_id, []).append(event)
         for request_id, own in by_request.items():
             deliver = self._waiting.get(request_id)
+            if isinstance(own[0], StartEvent):
+                self._begun.add(request_id)
             if isinstance(own[-1], FinishEvent):
                 self._waiting.pop(request_id, None)
+                self._begun.discard(request_id)
             if deliver is not None:
                 deliver(own)
         self._tell_pressure()
@@ -313,13 +329,18 @@ class Engine:
         self.statistics.restarts += 1
         self._tell("engine_restarted", "warning", "The engine runs again.", restarts=self.statistics.restarts)
 
-    def _fail(self, error: UnavailableError) -> None:
-        # All that wait, those too whose requests the engine has not taken from its inbox yet.
-        waiting, self._waiting = self._waiting, {}
+    def _fail(self, error: UnavailableError, request_ids: Sequence[str] | None = None) -> None:
+        """End requests with an error: these, or all, those too that the engine has not taken from its inbox yet."""
+        for deliver in self._withdraw(list(self._waiting) if request_ids is None else request_ids):
+            deliver([FinishEvent("error", error)])
+
+    def _withdraw(self, request_ids: Sequence[str]) -> list[Deliver]:
+        """Those of the requests that have not ended get no more of the engine; returns who waits for them."""
+        waiting = {one: self._waiting.pop(one) for one in request_ids if one in self._waiting}
+        self._begun.difference_update(waiting)
         if waiting and self._worker is not None:
             self._worker.inbox.put(Cancel(frozenset(waiting)))
-        for deliver in waiting.values():
-            deliver([FinishEvent("error", error)])
+        return list(waiting.values())
 
     def _tell(self, kind: EventKind, level: Level, title: str, **data: object) -> None:
         self._events.emit(Event(kind, level, title, self._name, data=data))

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 
 from jackfield.protocol.base import AnswerModel, JsonObject
 
-EndedBy = Literal["stop", "stop_string", "tool_call", "length", "timeout", "error"]
+EndedBy = Literal["stop", "stop_string", "tool_call", "length", "timeout", "shutdown", "error"]
 MissReason = Literal["new", "diverged", "evicted", "damaged", "short", "no_snapshot", "scored", "off"]
 Seconds = Annotated[float, BeforeValidator(lambda value: round(value, 6))]
 

@@ -27,6 +27,10 @@ class Configuration:
         """Where a setting's value comes from."""
         return self.origins.get(name, Origin())
 
+    def differences(self, other: "Configuration") -> list[str]:
+        """The settings that have other values there."""
+        return [name for name in Settings.model_fields if getattr(self.settings, name) != getattr(other.settings, name)]
+
 
 def read(
     flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] = os.environ

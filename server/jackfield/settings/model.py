@@ -113,6 +113,8 @@ class Settings(BaseModel):
     """How many times as long a stream's tokens may take while another request's prompt is processed."""
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
     """A step of the engine that takes longer hangs, and the engine is started again."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """How long requests may go on once the server has been told to end."""
     heartbeat: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between comments in a stream."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20

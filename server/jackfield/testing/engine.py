@@ -25,7 +25,7 @@ from jackfield.engine.request import (
 )
 from jackfield.engine.statistics import Statistics
 from jackfield.engine.thread import Deliver
-from jackfield.errors import EngineError
+from jackfield.errors import EngineError, ShuttingDownError
 from jackfield.testing.tokenizer import VOCABULARY
 
 Result = TypeVar("Result")
@@ -74,6 +74,7 @@ class ScriptedEngine:
         """Cleared, answers wait after their first token. The event loop's."""
         self.going.set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, Deliver] = {}
         self._thread = ThreadPoolExecutor(1, "scripted-engine")
 
     @property
@@ -96,14 +97,25 @@ class ScriptedEngine:
             asyncio.get_running_loop().call_soon(deliver, _vectors(request))
             return
         script = self.scripts.popleft() if self.scripts else None
+        self._waiting[request.id] = deliver
         self._tasks[request.id] = asyncio.get_running_loop().create_task(self._play(script, request, deliver))
 
     def cancel(self, request_ids: Iterable[str]) -> None:
         """Stop; harmless for those ended."""
         for one in request_ids:
+            self._waiting.pop(one, None)
             task = self._tasks.pop(one, None)
             if task is not None and task.cancel():
                 self.cancelled.append(one)
+
+    def drain(self) -> None:
+        """Go on: it has no queue."""
+
+    def interrupt(self) -> None:
+        """End all requests with an error."""
+        for one, deliver in list(self._waiting.items()):
+            self.cancel([one])
+            deliver([FinishEvent("error", ShuttingDownError())])
 
     def close(self) -> None:
         """End the engine's thread."""
