@@ -1,12 +1,13 @@
 """The end of a server: what is under way may finish, what takes longer is told so, and nothing new begins."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,10 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
+from jackfield.engine.request import CacheUse, EngineEvent, FinishEvent, StartEvent, TokenEvent
+from jackfield.errors import ShuttingDownError
+from jackfield.hooks import RegisterBackend, RequestInfo, hookimpl
+from jackfield.testing import JackfieldServer, StartServer
 from serving import DEFAULTS, Server, serve
 from test_discovery import install
 
@@ -231,5 +236,67 @@ def test_so_is_a_download(tmp_path: Path) -> None:
 # --- What a real model seldom says ---------------------------------------------------------------------------------
 
 
-def result(future: "Future[Any]") -> Any:
-    return future.result(PATIENCE)
+TOOL = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object", "properties": {}}}}
+CALL = '<tool_call>\n{"name": "paint", "arguments": {}}\n</tool_call>'
+
+
+class Elsewhere:
+    """A backend that says one word and then nothing."""
+
+    @hookimpl
+    def register_backends(self, register: RegisterBackend) -> None:
+        register("elsewhere", lambda server: self)
+
+    @hookimpl
+    def select_backend(self, request: RequestInfo, available: Sequence[str]) -> str:
+        return "elsewhere"
+
+    def serves(self, request: RequestInfo) -> bool:
+        return True
+
+    async def answer(self, request: RequestInfo, body: Any) -> AsyncIterator[str]:
+        yield "Once"
+        await asyncio.sleep(PATIENCE)
+
+
+def drain(server: JackfieldServer, seconds: float = 0.0) -> "Future[None]":
+    running = server._running
+    return asyncio.run_coroutine_threadsafe(running._app.state.drain.finish(seconds, lambda line: None), running._loop)
+
+
+def test_an_answer_with_a_call_ends_as_cut_off_since_clients_would_repeat_it(jackfield_server: StartServer) -> None:
+    server = jackfield_server(tool_parser="hermes")
+    server.plays(endless_script(server, f"Well. {CALL} And"))
+    with server.streaming("Hi", tools=[TOOL], jackfield=True) as chunks:
+        assert any(chunk["choices"][0]["delta"].get("tool_calls") for chunk in chunks)
+        drain(server).result(PATIENCE)
+        *_, last = chunks
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert last["jackfield"]["choices"][0]["ended_by"] == "shutdown"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_somebody_else_answers_ends_too(jackfield_server: StartServer, stream: bool) -> None:
+    server = jackfield_server(("elsewhere", Elsewhere()))
+    with ThreadPoolExecutor() as clients:
+        asked = clients.submit(server.chat, "Hi", stream=stream)
+        server.wait_until(lambda: server._running._app.state.drain._limits)  # it waits for the next word
+        drain(server).result(PATIENCE)
+        reply = asked.result(PATIENCE)
+    assert reply.status == (200 if stream else 503)
+    assert '"shutting_down"' in reply.text
+    assert server.plugin("elsewhere") is not None, "which is not its fault"
+
+
+def test_a_choice_that_never_left_the_queue_ends_and_the_others_go_on(jackfield_server: StartServer) -> None:
+    server = jackfield_server()
+    server.says("Once upon")
+    server.plays([[FinishEvent("error", ShuttingDownError())]])
+    choices = server.chat("Hi", n=2, jackfield=True).json["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["stop", "length"]
+    assert [choice["message"]["content"] for choice in choices] == ["Once upon", ""]
+
+
+def endless_script(server: JackfieldServer, text: str) -> list[list[EngineEvent]]:
+    start: EngineEvent = StartEvent(0.0, CacheUse(miss="new"))
+    return [[start], *([TokenEvent(token)] for token in server.tokenizer.encode(text))]

@@ -131,16 +131,19 @@ async def _leave_behind(workers: ThreadPoolExecutor, status: int) -> None:
         logger.error("Plugins do not end; the server does.")
         _end_process(status)
     workers.shutdown(wait=False, cancel_futures=True)
-    deadline = time.monotonic() + LAST_SECONDS
-    while _running(ENGINES, WORKERS) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    if _running(ENGINES, WORKERS):
+    if not _end(ENGINES, WORKERS):
         logger.debug("Something is still at work; the server ends.")
         _end_process(status)
 
 
-def _running(*names: str) -> bool:
-    return any(thread.name.startswith(names) for thread in threading.enumerate())
+def _end(*names: str) -> bool:
+    """Whether threads of these names have ended, which they may take a moment for."""
+    deadline = time.monotonic() + LAST_SECONDS
+    while any(thread.name.startswith(names) for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _end_process(status: int) -> None:
