@@ -63,7 +63,7 @@ def test_systemd_hears_of_the_start_of_reloading_and_of_the_end(
 
 def test_nobody_listens_where_systemd_should(tiny_model: Path, tmp_path: Path) -> None:
     with serve(tiny_model, NOTIFY_SOCKET=str(tmp_path / "nobody")) as server:
-        assert any("systemd cannot be told READY=1" in line for line in server.log)
+        until(lambda: any("systemd cannot be told READY=1" in line for line in server.log))
 
 
 # --- SIGHUP ----------------------------------------------------------------------------------------------------------
