@@ -136,6 +136,15 @@ $(PROGRAMS): Makefile
 	@cd $(@D) && apt-get -qq download prometheus 2>>apt.log && dpkg -x prometheus_*.deb .
 	@touch $@
 
+# And what drives them, from PyPI.
+DRIVEN_BY := $(wildcard plugins/*/tests/system/requirements.txt)
+DRIVERS   := $(VENV)/.drivers
+
+$(DRIVERS): $(DRIVEN_BY) | $(TOOLS)
+	@echo "Installing Playwright, which drives Chromium, from PyPI (0.2 GB on disk, once) ..."
+	@$(PIP) install $(addprefix -r ,$^)
+	@touch $@
+
 # --- What can be made -----------------------------------------------------------------------------------------------
 
 .DEFAULT_GOAL := help
@@ -170,7 +179,7 @@ test-plugins: $(TOOLS)  ## the same for the official plugins, each with its own 
 test-clients: $(TOOLS) $(PYTHON_CLIENTS) $(NODE_CLIENTS)  ## run real assistants and SDKs against servers here, as docs/clients.md sets them up
 	@CLIENTS_DIR="$(CURDIR)/$(CLIENTS)" $(BIN)/python -m pytest tests/clients $(ARGS)
 
-test-system: $(TOOLS) $(PROGRAMS)  ## run it beside Prometheus, Chromium and systemd, which are installed from Debian
+test-system: $(TOOLS) $(PROGRAMS) $(DRIVERS)  ## run it beside Prometheus, Chromium and systemd, which are installed from Debian
 	@SYSTEM_TESTS=1 PATH="$(CURDIR)/$(SYSTEM)/usr/bin:$$PATH" $(BIN)/python -m pytest tests/system \
 	  $(wildcard plugins/*/tests/system) $(ARGS)
 

@@ -35,10 +35,16 @@ export async function ask(path, { body, signal } = {}) {
   const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
   const method = body ? "POST" : "GET";
   const sent = body && JSON.stringify(body);
-  const response = await fetch(new URL(path, ROOT), { method, headers, body: sent, signal, cache: "no-store" });
+  const asking = fetch(new URL(path, ROOT), { method, headers, body: sent, signal, cache: "no-store" });
+  const response = await asking.catch(because("The server cannot be reached."));
   if (response.ok) return response;
   throw new Refusal(response.status, await explanation(response));
 }
+
+// Browsers say little of networks that fail, and each says it in its own way.
+const because = (message) => (error) => {
+  throw error instanceof TypeError ? new Error(message, { cause: error }) : error;
+};
 
 async function explanation(response) {
   try {
@@ -54,7 +60,8 @@ export async function* events(response) {
   // Not every browser iterates over streams.
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
-  for (let read = await reader.read(); !read.done; read = await reader.read()) {
+  const next = () => reader.read().catch(because("The connection to the server was lost."));
+  for (let read = await next(); !read.done; read = await next()) {
     const blocks = (held + read.value).split(/\r?\n\r?\n/);
     held = blocks.pop();
     for (const block of blocks) yield event(block);

@@ -173,7 +173,7 @@ class Answer {
 
   end(how = "") {
     const { finish, tokens, report } = this.said;
-    const took = report?.decode_seconds ?? (performance.now() - (this.first ?? this.asked)) / 1000;
+    const took = report?.decode_seconds || (performance.now() - (this.first ?? this.asked)) / 1000;
     const facts = [
       how || ENDS[finish],
       tokens && plural(tokens, "token"),
