@@ -8,6 +8,7 @@ import click
 
 from jackfield import __version__
 from jackfield import settings as configuration
+from jackfield.cli.config import config
 from jackfield.cli.doctor import doctor
 from jackfield.cli.plugins import plugins
 from jackfield.cli.serve import serve
@@ -65,3 +66,4 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(doctor)
 main.add_command(plugins)
+main.add_command(config)

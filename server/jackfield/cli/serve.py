@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from jackfield import settings as configuration
+from jackfield.cli.options import settings_of, settings_options
 from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import set_log_level
 from jackfield.cli.signals import ending_at_once
@@ -33,39 +34,13 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    help="starter, a folder, a .gguf file or a Hugging Face name; given again, more that are loaded on demand.  "
-    "[default: starter]",
-)
-@click.option("--alias", "aliases", multiple=True, help="Another name for a model, NAME=MODEL; may be repeated.")
-@click.option(
-    "--adapter", "adapters", multiple=True, help="A LoRA adapter for the model, NAME=FOLDER; may be repeated."
-)
-@click.option("--unload-after", type=float, help="Seconds after which an unused model leaves memory.")
-@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8080]")
-@click.option("--dtype", help="On a CPU: auto, float32 or keep.  [default: auto]")
-@click.option("--context-length", type=int, help="Fewer tokens than the model could take.")
-@click.option("--max-batch", type=int, help="Requests answered at the same time.  [default: 32]")
-@click.option("--kv-bits", help="Quantize keys and values to 8 or 4 bits.")
-@click.option("--memory-limit", help="The most memory to use, such as 25GB.  [default: what the device has]")
-@click.option("--log-level", help="debug, info, warning or error.  [default: info]")
-@click.option("--disable-plugin", "disabled_plugins", multiple=True, help="Do without this plugin; may be repeated.")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with settings.")
+@settings_options
 def serve(config: Path | None, **flags: Any) -> None:
     """Serve a model to OpenAI clients.
 
-    Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file.
+    Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file: see jackfield config.
     """
-    flags["disabled_plugins"] = flags["disabled_plugins"] or None
-    flags["model"], *more = flags.pop("models") or (None,)
-    flags["models"] = ",".join(more) or None
-    for pairs in ("aliases", "adapters"):
-        flags[pairs] = ",".join(flags[pairs]) or None
-    read = partial(configuration.read, flags, config)
+    read = partial(configuration.read, settings_of(flags), config)
     found = read()
     settings = found.settings
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")

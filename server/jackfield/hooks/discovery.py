@@ -150,7 +150,7 @@ def _configured(name: str, kind: type[BaseModel], table: dict[str, Any]) -> Base
 def _refusal(name: str, kind: type[BaseModel], problem: dict[str, Any]) -> ConfigurationError:
     key = ".".join(map(str, problem["loc"])) or "the table itself"
     if problem["type"] == "extra_forbidden":
-        near = nearest(key, kind.model_fields)
+        near = _nearest(problem["loc"], kind)
         hint = f"Did you mean {near!r}?" if near else f"Its settings are: {', '.join(sorted(kind.model_fields))}."
         return ConfigurationError(f"Unknown setting {key!r} in [plugins.{name}].", suggestions=(hint,))
     if problem["type"] == "missing":
@@ -161,6 +161,14 @@ def _refusal(name: str, kind: type[BaseModel], problem: dict[str, Any]) -> Confi
     return ConfigurationError(
         f"Setting {key!r} in [plugins.{name}] is wrong: {problem['msg']}.", suggestions=("Correct it or leave it out.",)
     )
+
+
+def _nearest(place: Sequence[int | str], kind: type[BaseModel]) -> str | None:
+    """The setting that may have been meant at this place; inside others, one of those that any of them has."""
+    if len(place) == 1:
+        return nearest(str(place[0]), kind.model_fields)
+    inner = kind.model_json_schema().get("$defs", {}).values()
+    return nearest(str(place[-1]), {name for one in inner for name in one.get("properties", ())})
 
 
 def _refuse_duplicates(names: Sequence[str]) -> None:

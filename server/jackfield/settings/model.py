@@ -78,7 +78,7 @@ class ModelSettings(BaseModel):
 class Settings(BaseModel):
     """Everything that can be set, with its default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: str = "starter"
     """What to serve: ``starter``, a folder, a GGUF file, a Hugging Face name, or the name of a table in ``models``."""
@@ -91,8 +91,9 @@ class Settings(BaseModel):
     adapters: Folders = Field(default_factory=dict)
     """Adapters (LoRA) for ``model``, unless it has a table in ``models``: names that clients ask for, and folders."""
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """0 takes any free port."""
+    """The port to listen on; 0 takes any free one."""
     dtype: Literal["auto", "float32", "keep"] = "auto"
     """On a CPU: float32 weights are faster, ``keep`` leaves them as they are; ``auto`` looks at the memory."""
     context_length: Annotated[int, Field(ge=16)] | None = None
@@ -138,6 +139,7 @@ class Settings(BaseModel):
     cache_dir: Path = Path(platformdirs.user_cache_dir("jackfield"))
     """Where fetched and converted models are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged; `debug` has a line for each request, and why a plugin failed."""
     context_budget: Annotated[int, Field(ge=16)] | None = None
     """Conversations of more tokens are made shorter, by plugins that can; by default only those that do not fit."""
     tool_parser: str = "auto"

@@ -42,10 +42,14 @@ Layer = dict[str, tuple[Any, Origin]]
 """Values of settings by name, as somebody wrote them."""
 
 
+_FLAGS = {"models": "--model", "aliases": "--alias", "adapters": "--adapter", "disabled_plugins": "--disable-plugin"}
+"""Those that are not called as their settings are."""
+
+
 def from_flags(flags: Mapping[str, Any]) -> Layer:
     """None stands for a flag that was not given."""
     return {
-        name: (value, Origin("flag", f"--{name.replace('_', '-')}"))
+        name: (value, Origin("flag", _FLAGS.get(name) or f"--{name.replace('_', '-')}"))
         for name, value in flags.items()
         if value is not None
     }

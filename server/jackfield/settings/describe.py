@@ -1,0 +1,61 @@
+"""What there is to set, in words: for files, pages and tables."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic_core import PydanticUndefined
+
+from jackfield.settings.model import Settings
+
+HEADER = """\
+# Settings of Jackfield. Take the # away from what you want to change; what is behind it is the default.
+"""
+
+TABLES = ("models", "plugins")
+"""Settings that have a table for each name; in a file they come last, since what follows a table belongs to it."""
+
+
+class Described(NamedTuple):
+    """One setting."""
+
+    name: str
+    default: Any
+    meaning: str
+    """A sentence or two, in Markdown."""
+
+
+def described() -> Iterator[Described]:
+    """All settings, in the order of the code."""
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        meaning = " ".join((field.description or "").replace("``", "`").split())
+        yield Described(name, None if default is PydanticUndefined else default, meaning)
+
+
+def template() -> str:
+    """A TOML file with all settings, which changes none of them."""
+    last = sorted(described(), key=lambda setting: setting.name in TABLES)
+    return "\n".join([HEADER, *map(_entry, last)])
+
+
+def _entry(setting: Described) -> str:
+    comment = textwrap.indent(textwrap.fill(setting.meaning, 116), "# ")
+    if setting.name in TABLES:
+        return f"{comment}\n#[{setting.name}.NAME]\n"
+    # TOML has nothing that stands for nothing.
+    value = "" if setting.default is None else f" {literal(setting.default)}"
+    return f"{comment}\n#{setting.name} ={value}\n"
+
+
+def literal(value: Any) -> str:
+    """A value as TOML has it, near enough for JSON's sake."""
+    match value:
+        case Path():
+            return json.dumps(str(value))
+        case tuple():
+            return json.dumps([str(one) for one in value])
+        case _:
+            return json.dumps(value, default=str)
