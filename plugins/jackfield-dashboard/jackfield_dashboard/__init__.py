@@ -1,6 +1,7 @@
 """A page that shows what a Jackfield server is doing, with a small chat to try its models."""
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 from starlette.routing import BaseRoute, Route
@@ -12,6 +13,8 @@ from jackfield_dashboard.overview import Overview
 from jackfield_dashboard.settings import Settings
 
 __all__ = ["Plugin"]
+
+logger = logging.getLogger(__name__)
 
 
 class Plugin:
@@ -40,10 +43,11 @@ class Plugin:
         return pages.open_paths()
 
     @hookimpl
-    async def startup(self) -> None:
-        """Begin to take samples."""
+    async def startup(self, server: Server) -> None:
+        """Begin to take samples, and say where the page is."""
         if self._overview:
             self._sampling = asyncio.create_task(self._overview.history.run())
+            logger.info("The dashboard is at %s/dashboard/", server.url)
 
     @hookimpl
     async def shutdown(self) -> None:

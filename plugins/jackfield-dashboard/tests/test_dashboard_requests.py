@@ -82,6 +82,10 @@ def test_nothing_that_was_said_is_told(server: JackfieldServer) -> None:
     assert SECRET in said.content
     wrong = server.chat(SECRET, tools=SECRET, stop=[SECRET] * 99)
     assert wrong.status == 400
+    server.says(SECRET, error=EngineError(f"it broke at {SECRET}"))
+    broken = server.chat("Hi")
+    assert SECRET in broken.text
+    entry(server, broken.request_id, "failed")
     entry(server, said.request_id, "completed")
     entry(server, wrong.request_id, "failed")
     assert SECRET not in server.get("/dashboard/state").text

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -107,3 +108,9 @@ def test_nothing_can_be_changed(jackfield_server: StartServer, method: str) -> N
     server = jackfield_server("dashboard")
     for path in ("/dashboard/", "/dashboard/state", "/dashboard/events", "/dashboard/main.js"):
         assert server.request(method, path).status == 405
+
+
+def test_the_server_says_where_it_is(jackfield_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        server = jackfield_server("dashboard")
+    assert f"The dashboard is at {server.url}/dashboard/" in caplog.messages

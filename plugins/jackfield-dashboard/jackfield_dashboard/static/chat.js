@@ -5,7 +5,14 @@ import { h, part, write } from "./dom.js";
 import { plural, rate, score, seconds } from "./format.js";
 import { bar } from "./requests.js";
 
-const ENDS = { length: "cut at max. tokens", tool_calls: "wants to call a tool" };
+// Why an answer is not whole, in the words of `ended_by`.
+const ENDS = {
+  length: "cut at max. tokens",
+  tool_call: "wants to call a tool",
+  timeout: "cut: its time was over",
+  error: "broken off: the engine failed",
+  shutdown: "broken off: the server ended",
+};
 
 export class Chat {
   constructor() {
@@ -175,7 +182,7 @@ class Answer {
     const { finish, tokens, report } = this.said;
     const took = report?.decode_seconds || (performance.now() - (this.first ?? this.asked)) / 1000;
     const facts = [
-      how || ENDS[finish],
+      how || ENDS[report?.ended_by ?? finish],
       tokens && plural(tokens, "token"),
       tokens > 1 && took > 0 && rate(tokens / took),
       this.first && `first after ${seconds((this.first - this.asked) / 1000)}`,

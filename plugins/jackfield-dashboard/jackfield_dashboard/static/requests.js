@@ -94,7 +94,7 @@ function fill(made, one, now) {
   set(when.firstChild, "datetime", new Date(1000 * one.time).toISOString());
   both(state, STATES[one.state], one.state === "failed" ? failure(one) : one.finish.join(", "));
   set(state.firstChild, "class", `state ${one.state}`);
-  both(what, one.model || NOTHING, [one.endpoint, one.stream && "streamed", one.sender].filter(Boolean).join(", "));
+  both(what, one.model || NOTHING, [one.endpoint, one.sender].filter(Boolean).join(", "));
   both(prompt, compact(one.prompt_tokens), one.cached_tokens ? `${compact(one.cached_tokens)} cached` : "");
   both(answer, compact(one.completion_tokens), one.tokens_per_second ? rate(one.tokens_per_second) : "");
   write(first, seconds(one.first_token_seconds));

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from starlette.requests import HTTPConnection
 from visiting import CHROMIUM, FLAGS, Visit, visiting
 
+from jackfield.errors import EngineError
 from jackfield.hooks import Confidence, Identity, hookimpl
 from jackfield.testing import JackfieldServer, StartServer
 
@@ -258,6 +259,16 @@ def test_an_error_gives_the_message_back(server: JackfieldServer, visit: Open) -
         expect(seen.page.locator("#chat-status")).to_have_class("wrong")
         expect(seen.page.get_by_label("Message")).to_have_value(re.compile("^long long"))
         expect(seen.page.locator("#conversation")).to_contain_text("Nothing said yet")
+
+
+def test_what_was_said_before_an_error_stays(server: JackfieldServer, visit: Open) -> None:
+    with visit() as seen:
+        seen.state("live")
+        server.says("Good morn", error=EngineError("It broke."))
+        seen.say("Hello?")
+        expect(seen.answered().locator(".text").last).to_have_text("Good morn")
+        expect(seen.answered().locator(".facts")).to_contain_text("broken off: the engine failed · 9 tokens")
+        expect(seen.page.get_by_label("Message")).to_have_value("")
 
 
 def test_thoughts_are_folded_away(visit: Open) -> None:
