@@ -129,3 +129,9 @@ def test_a_terminal_that_goes_away_ends_the_server(tiny_model: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_second_signal_ends_a_containers_first_process_too() -> None:
+    pretend = "import os, signal; os.getpid = lambda: 1; from jackfield.cli import signals; "
+    then = "signals._let_the_next_one_kill(); signal.raise_signal(signal.SIGTERM)"
+    assert subprocess.run([sys.executable, "-c", pretend + then], check=False).returncode == 128 + signal.SIGTERM

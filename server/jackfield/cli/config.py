@@ -82,12 +82,11 @@ def init(output: Path | None) -> None:
     if str(file) == "-":
         click.echo(describe.template())
         return
+    if file.exists():
+        raise ConfigurationError(f"{file} is there already.", suggestions=("Choose another --output.",))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as new:
-            new.write(describe.template())
-    except FileExistsError:
-        raise ConfigurationError(f"{file} is there already.", suggestions=("Choose another --output.",)) from None
+        file.write_text(describe.template(), "utf-8")
     except OSError as error:
         raise ConfigurationError(
             f"{file} cannot be written: {error.strerror}.", suggestions=("Choose another --output.",)

@@ -12,6 +12,7 @@ from jackfield.cli.config import config
 from jackfield.cli.doctor import doctor
 from jackfield.cli.plugins import plugins
 from jackfield.cli.serve import serve
+from jackfield.cli.service import service
 from jackfield.errors import JackfieldError
 
 
@@ -67,3 +68,4 @@ main.add_command(serve)
 main.add_command(doctor)
 main.add_command(plugins)
 main.add_command(config)
+main.add_command(service)

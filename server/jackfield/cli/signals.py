@@ -30,9 +30,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _let_the_next_one_kill() -> None:
-    """The system does that by itself, whatever hangs here."""
+    """The system does that by itself, whatever hangs here; but not to the first process, as in a container."""
     for number in ENDS:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, _die if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def _die(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 class Signals:
