@@ -87,6 +87,13 @@ def test_a_cpu_with_little_memory_keeps_weights_quantized(quantized: Path) -> No
     assert network.model(PROMPT).dtype == mx.float32
 
 
+def test_a_limit_of_ones_own_keeps_weights_quantized_too(quantized: Path) -> None:
+    whole = load_network(quantized, CPU).nbytes
+    network = load_network(quantized, CPU, memory_limit=whole // 2)
+    assert network.dtype == "4-bit"
+    assert network.nbytes < whole // 2
+
+
 def test_float32_is_not_forced_into_memory_that_is_not_there(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (quantized / "model.safetensors").stat().st_size
     monkeypatch.setattr(loading, "host_memory", lambda: Memory(2 * size, 2 * size))

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from jackfield import settings as configuration
-from jackfield.cli.serve import serve
+from jackfield.cli import main
 from jackfield.events import EventBus
 from jackfield.models.lineup import Lineup, at_start, named
 from jackfield.protocol.models import ModelReport
@@ -46,9 +46,15 @@ def test_its_settings_say_what_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
 def test_its_commands_are_understood(line: str) -> None:
-    program, command, *arguments = shlex.split(line)
-    assert (program, command) == ("jackfield", "serve")
-    assert isinstance(serve.make_context("serve", arguments), click.Context)
+    program, *names = shlex.split(line, comments=True)
+    assert program == "jackfield"
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        name, *names = names
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    assert isinstance(command.make_context(command.name, names), click.Context)
 
 
 def test_it_lists_all_that_is_told_of_a_model() -> None:

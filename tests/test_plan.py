@@ -19,7 +19,15 @@ from jackfield.models.description import describe_model
 from jackfield.models.device import Device
 from jackfield.models.loading import load_network
 from jackfield.models.memory import Memory
-from jackfield.models.plan import MemoryPlan, plan_architecture, plan_memory, plan_network, usable_memory, workspace
+from jackfield.models.plan import (
+    MemoryPlan,
+    plan_architecture,
+    plan_memory,
+    plan_network,
+    served_type,
+    usable_memory,
+    workspace,
+)
 from jackfield.models.sizes import gigabytes, parse_size
 from model_fixtures import random_weights, tiny_config
 
@@ -324,3 +332,12 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_sizes_for_people() -> None:
     assert [gigabytes(size) for size in (18_431_289_344, 46_080, 2_146_304)] == ["18.4 GB", "46.1 kB", "2.1 MB"]
+
+
+def test_a_cpu_widens_quantized_weights_no_further_than_the_limit_allows() -> None:
+    config = catalogue.config_for("Qwen2.5-Coder-7B-Instruct-4bit")
+    assert config is not None
+    architecture = from_config(config, "cpu")
+    assert served_type(architecture, "cpu", 64 * GB) == "float32"
+    assert served_type(architecture, "cpu", 64 * GB, limit=40 * GB) == "float32"
+    assert served_type(architecture, "cpu", 64 * GB, limit=8 * GB) == "widened"

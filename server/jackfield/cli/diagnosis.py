@@ -189,7 +189,7 @@ def diagnose(settings: Settings, memory: int | None = None, device: DeviceKind |
     architecture = from_folder(model.folder, kind) if model.folder else from_config(model.config, kind)
     plan = _plan(architecture, machine, settings)
     plan = replace(plan, advice=(*plan.advice, *_smaller_model(plan, machine, settings)))
-    served = served_type(architecture, kind, machine.usable, settings.dtype)
+    served = served_type(architecture, kind, machine.usable, settings.dtype, settings.memory_limit)
     return Diagnosis(model, architecture, machine, plan, "float32" if served == "float32" else architecture.dtype)
 
 

@@ -20,6 +20,7 @@ EPILOG = """\b
 Examples:
   jackfield doctor
   jackfield doctor mlx-community/Qwen2.5-Coder-32B-Instruct-4bit --memory 48GB --device metal
+  jackfield doctor --preset qwen2.5-coder-32b --memory 32GB --device metal
   jackfield doctor ./model --context-length 32768 --max-batch 4 --kv-bits 8
 \b
 Exit status: 0 if at least one sequence fits at full context, 3 if not, 1 after an error.
@@ -35,6 +36,7 @@ null stands for what is not known.
 
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
+@click.option("--preset", help="A model with settings that suit it, as for serve.")
 @click.option("--memory", help="Plan for a machine with so much memory, as it is sold: 48GB (of the GPU for cuda).")
 @click.option("--device", type=click.Choice(["metal", "cuda", "cpu"]), help="Of that machine.  [default: as here]")
 @click.option("--context-length", type=int, help="Fewer tokens than the model could take.")

@@ -16,6 +16,7 @@ _OPTIONS = [
         help="starter, a folder, a .gguf file or a Hugging Face name; given again, more that are loaded on demand.  "
         "[default: starter]",
     ),
+    click.option("--preset", help="A model with settings that suit it, such as qwen2.5-coder-32b."),
     click.option("--alias", "aliases", multiple=True, help="Another name for a model, NAME=MODEL; may be repeated."),
     click.option(
         "--adapter", "adapters", multiple=True, help="A LoRA adapter for the model, NAME=FOLDER; may be repeated."

@@ -28,6 +28,7 @@ EXAMPLES = """\b
 Examples:
   jackfield serve                                    the small model that comes along
   jackfield serve --model mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
+  jackfield serve --preset qwen2.5-coder-32b         the same with a context of 32k, in 25 GB
   jackfield serve --model ./model.gguf --port 9000
   jackfield serve --model starter --model mlx-community/Qwen3-4B-4bit --alias gpt-4o-mini=starter
 """
@@ -48,6 +49,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     # In this order, and before anything else imports MLX.
     load_blas()
     import_mlx_lm()
+    from jackfield.cli.presets import check_preset  # noqa: PLC0415
     from jackfield.cli.server import run  # noqa: PLC0415
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
     from jackfield.models.lineup import at_start  # noqa: PLC0415
@@ -55,6 +57,7 @@ def serve(config: Path | None, **flags: Any) -> None:
 
     allow_open_files()
     hooks = discover(settings)
+    check_preset(settings)
     with _listen(settings) as listener, ending_at_once():
         sources = (*hooks.model_sources(), *SOURCES)
 

@@ -41,14 +41,19 @@ class Network:
 
 
 def load_network(
-    folder: Path, device: Device, *, dtype: Dtype = "auto", prepare: Callable[..., nn.Module] | None = None
+    folder: Path,
+    device: Device,
+    *,
+    dtype: Dtype = "auto",
+    prepare: Callable[..., nn.Module] | None = None,
+    memory_limit: int | None = None,
 ) -> Network:
     """Load the model in ``folder``.
 
     ``prepare(model=, config=, device=)`` may replace layers while their weights are still as the files have them.
 
-    On a CPU, where only float32 is fast, ``auto`` converts to it if there is memory enough; on a GPU it leaves the
-    weights as they are. ``float32`` converts in any case, ``keep`` in none.
+    On a CPU, where only float32 is fast, ``auto`` converts to it if there is memory enough (``memory_limit`` at most);
+    on a GPU it leaves the weights as they are. ``float32`` converts in any case, ``keep`` in none.
 
     Raises:
         ModelLoadError: the files are damaged or need code of their own, mlx-lm has not the architecture, or the model
@@ -60,7 +65,7 @@ def load_network(
     if prepare is not None:
         model = prepare(model=model, config=config, device=device)
     try:
-        _prepare(model, config, device, dtype)
+        _prepare(model, config, device, dtype, memory_limit)
     except (RuntimeError, ValueError, MemoryError) as error:  # the weights are read only now
         raise _unreadable(folder, error) from error
     gc.collect()
@@ -133,8 +138,9 @@ def _check_fits(needed: int, device: Device) -> None:
         )
 
 
-def _float32_fits(model: nn.Module) -> bool:
-    return float32_bytes(model) * 1.1 + HEADROOM_BYTES <= host_memory().available
+def _float32_fits(model: nn.Module, limit: int | None) -> bool:
+    size, available = float32_bytes(model), host_memory().available
+    return size * 1.1 + HEADROOM_BYTES <= available and size <= (limit or available)
 
 
 def float32_bytes(model: nn.Module) -> int:
@@ -153,11 +159,11 @@ def _arrays(model: nn.Module) -> list[tuple[str, mx.array]]:
 # Types
 
 
-def _prepare(model: nn.Module, config: dict[str, Any], device: Device, dtype: Dtype) -> None:
+def _prepare(model: nn.Module, config: dict[str, Any], device: Device, dtype: Dtype, limit: int | None) -> None:
     """Bring the weights into memory, in the type that this device computes fastest."""
     if dtype == "keep":
         mx.eval(model.parameters())
-    elif dtype == "float32" or (device.kind == "cpu" and _float32_fits(model)):
+    elif dtype == "float32" or (device.kind == "cpu" and _float32_fits(model, limit)):
         _check_fits(float32_bytes(model), device)
         _to_float32(model, dequantize=True)
     elif device.kind == "cpu":

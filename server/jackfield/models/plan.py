@@ -269,13 +269,20 @@ def usable_memory(kind: DeviceKind, machine: int) -> int:
     return int(machine * (CUDA_SHARE if kind == "cuda" else CPU_SHARE))
 
 
-def served_type(architecture: Architecture, kind: DeviceKind, available: int, dtype: Dtype = "auto") -> ServedType:
-    """What `loading.load_network` makes of the weights when so many bytes are free."""
+def served_type(
+    architecture: Architecture,
+    kind: DeviceKind,
+    available: int,
+    dtype: Dtype = "auto",
+    limit: int | None = None,
+) -> ServedType:
+    """What `loading.load_network` makes of the weights when so many bytes are free, or no more may be used."""
     if dtype == "float32":
         return "float32"
     if dtype == "keep" or kind != "cpu":
         return "keep"
-    fits = architecture.weights["float32"] * 1.1 + HEADROOM_BYTES <= available
+    size = architecture.weights["float32"]
+    fits = size * 1.1 + HEADROOM_BYTES <= available and size <= (limit or available)
     # Weights that are not quantized are refused on a CPU unless they fit as float32.
     return "float32" if fits or not architecture.quantized else "widened"
 
@@ -292,7 +299,7 @@ def plan_architecture(
     **options: Any,
 ) -> MemoryPlan:
     """The plan for a model that is not loaded, with ``total`` bytes free; ``options`` as for `plan_memory`."""
-    served = served_type(architecture, kind, total, dtype)
+    served = served_type(architecture, kind, total, dtype, options.get("memory_limit"))
     weights, needs = architecture.weights[served], architecture.served_as(served)
     return _plan(
         needs, weights, kind, total, context_length=context_length, slots=slots, image_tokens=image_tokens, **options

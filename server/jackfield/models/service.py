@@ -217,7 +217,13 @@ class SchedulerLoader:
     def _load(self) -> Network:
         settings = self._settings
         self._device = detect_device(load_blas())
-        network = load_network(self._folder, self._device, dtype=settings.dtype, prepare=self._prepare)
+        network = load_network(
+            self._folder,
+            self._device,
+            dtype=settings.dtype,
+            prepare=self._prepare,
+            memory_limit=settings.memory_limit,
+        )
         if threading.current_thread() is not self._thread:
             raise RuntimeError("given up while loading: another thread has taken over")
         network = self._adapted(network)

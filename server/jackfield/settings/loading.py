@@ -12,6 +12,7 @@ from jackfield.errors import ConfigurationError
 from jackfield.settings.model import ModelSettings, Settings
 from jackfield.settings.nearest import nearest
 from jackfield.settings.origin import Layer, Origin, find_file, from_environment, from_file, from_flags
+from jackfield.settings.presets import from_preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mappin
 
 def _put_together(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Configuration:
     merged: Layer = (from_file(file) if file else {}) | from_environment(environment) | from_flags(flags)
+    if (preset := merged.get("preset")) is not None:
+        merged = from_preset(str(preset[0])) | merged
     origins = {name: origin for name, (_, origin) in merged.items()}
     try:
         settings = Settings.model_validate({name: value for name, (value, _) in merged.items()})

@@ -80,6 +80,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    preset: str | None = None
+    """A set of settings by name, such as ``qwen2.5-coder-32b``; what is set besides counts more."""
     model: str = "starter"
     """What to serve: ``starter``, a folder, a GGUF file, a Hugging Face name, or the name of a table in ``models``."""
     models: Annotated[dict[str, ModelSettings], BeforeValidator(_tables)] = Field(default_factory=dict)

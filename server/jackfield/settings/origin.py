@@ -28,13 +28,18 @@ ALIKE = 0.75
 
 
 class Origin(NamedTuple):
-    """Where a value comes from: the default, a path, a variable or a flag."""
+    """Where a value comes from: the default, a preset, a path, a variable or a flag."""
 
-    kind: Literal["default", "file", "environment", "flag"] = "default"
+    kind: Literal["default", "preset", "file", "environment", "flag"] = "default"
     name: str = ""
 
     def __str__(self) -> str:
-        told = {"file": "the file", "environment": "the environment:", "flag": "the command line:"}
+        told = {
+            "preset": "the preset",
+            "file": "the file",
+            "environment": "the environment:",
+            "flag": "the command line:",
+        }
         return f"{told[self.kind]} {self.name}" if self.kind in told else "the default"
 
 
