@@ -4,15 +4,16 @@ The recorded outputs are what models of each family write, by their templates an
 """
 
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jackfield.text.pieces import CallEnd, CallStart, Piece, message
+from jackfield.text.pieces import CallEnd, CallStart, Piece, in_parts, message
 from jackfield.text.tool_calls import ToolCallParser
-from jackfield.tools.formats import named
+from jackfield.tools.formats import NAMES, named
 from jackfield.tools.offered import Tool, Tools
 
 WEATHER = {
@@ -216,6 +217,22 @@ def test_any_cuts_give_the_same(data: st.DataObject) -> None:
     places = sorted(data.draw(st.lists(inner, max_size=8)))
     parts = [recorded.written[a:b] for a, b in zip([0, *places], [*places, len(recorded.written)], strict=True)]
     assert said(parts, recorded.family, enforced=enforced) == (recorded.text, list(recorded.calls))
+
+
+WRITTEN = [recorded.written for recorded in RECORDED.values()]
+SCRAPS = sorted({scrap for text in WRITTEN for scrap in re.findall(r"<[^<>\s]*>|\s+|\w+|.", text)})
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_any_cuts_of_scraps_give_the_same(data: st.DataObject) -> None:
+    """What a model might write that has lost its way: pieces of calls of all families, whole calls among them."""
+    family, enforced = data.draw(st.sampled_from(NAMES)), data.draw(st.booleans())
+    text = "".join(data.draw(st.lists(st.sampled_from(SCRAPS) | st.sampled_from(WRITTEN), max_size=20)))
+    at = data.draw(st.integers(0, len(text)))
+    whole = in_parts(pieces_of([text], family, enforced=enforced))
+    assert in_parts(pieces_of([text[:at], text[at:]], family, enforced=enforced)) == whole
+    assert in_parts(pieces_of(list(text), family, enforced=enforced)) == whole
 
 
 @pytest.mark.parametrize("recorded", RECORDED.values(), ids=RECORDED)
