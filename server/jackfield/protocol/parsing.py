@@ -1,6 +1,7 @@
 """From the bytes of a request's body to a model, or to one readable error."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
@@ -65,8 +66,7 @@ def _decode(body: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise _not_json(f"The request body has the key {_short(twice)} twice in one object.", "Send each key once.")
     return result
 
