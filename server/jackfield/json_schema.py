@@ -1,8 +1,15 @@
 """Rewriting JSON Schemas so that more of them can be enforced, without a change of meaning."""
 
+import json
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
+
+EFFORT = 2_000_000
+"""Branches times characters: comparing more of them with each other would take seconds, and nobody writes so many."""
+
+PAIRS = 10_000
+"""Of lists or objects to compare, which takes long."""
 
 TYPES = ("null", "boolean", "object", "array", "number", "string")
 
@@ -30,8 +37,14 @@ def _rewritten(schema: Any, root: Any) -> Any:
 
 
 def _exclude_each_other(branches: list[Any], root: Any) -> bool:
+    if len(branches) * len(json.dumps(branches)) > EFFORT:
+        return False
     resolved = [_resolved(branch, root) for branch in branches]
-    return all(_exclusive(one, other, root) for one, other in combinations(resolved, 2))
+    try:
+        return all(_exclusive(one, other, root) for one, other in combinations(resolved, 2))
+    except (TypeError, AttributeError):
+        # What is no schema is refused by whoever has to enforce it.
+        return False
 
 
 def _exclusive(one: Any, other: Any, root: Any) -> bool:
@@ -55,7 +68,11 @@ def _told_apart(one: Mapping[str, Any], other: Mapping[str, Any], name: str, roo
 
 
 def _shared(one: Any, other: Any) -> bool:
-    return any(value in (_values(other) or ()) for value in _values(one) or ())
+    first, second = _values(one) or (), _values(other) or ()
+    try:
+        return not set(first).isdisjoint(second)
+    except TypeError:  # lists or objects
+        return len(first) * len(second) > PAIRS or any(value in second for value in first)
 
 
 def _values(schema: Any) -> list[Any] | None:
