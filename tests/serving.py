@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +43,15 @@ class Server:
 
 
 @contextmanager
-def serve(model: Path | str, *flags: str, **environment: str) -> Iterator[Server]:
-    """Run ``jackfield serve`` on a free port until the context ends; what it stores ends with it."""
+def serve(model: Path | str, *flags: str, launcher: Sequence[str] = (), **environment: str) -> Iterator[Server]:
+    """Run ``jackfield serve`` on a free port until the context ends; what it stores ends with it.
+
+    A ``launcher`` is a command that is given the server's, and becomes it.
+    """
     log: list[str] = []
     with tempfile.TemporaryDirectory(prefix="jackfield-data-") as data:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0", *flags],
+            [*launcher, sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", "0", *flags],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **DEFAULTS, "JACKFIELD_DATA_DIR": data, **environment},

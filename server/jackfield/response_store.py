@@ -29,6 +29,7 @@ DAY = 86400.0
 BUSY_SECONDS = 10.0
 """How long to wait for another server that writes."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 # Deleted means gone: pages are given back to the system, and overwritten first.
 _TABLES = """
@@ -50,6 +51,7 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_by_response ON items (response);
 CREATE INDEX IF NOT EXISTS items_by_id ON items (id);
 """
+_LAST_MADE = "items_by_id"
 _CHAIN = """
 WITH RECURSIVE chain (id, previous, depth) AS (
     SELECT id, previous, 0 FROM responses WHERE id = ? AND owner = ?
@@ -204,10 +206,12 @@ class ResponseStore:
             os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
         place = self._file if self._file.exists() else ":memory:"
         with closing(sqlite3.connect(place, timeout=BUSY_SECONDS)) as database, database:
-            database.executescript(_TABLES)
+            # Where the disk is full it can still be read, but not even be set to what it is.
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_LAST_MADE,)).fetchone():
+                database.executescript(_TABLES)
             database.execute("PRAGMA foreign_keys = ON")
             database.execute("PRAGMA secure_delete = ON")
-            database.execute("DELETE FROM responses WHERE used < ?", (time.time() - self._max_days * DAY,))
+            _if_writable(database, "DELETE FROM responses WHERE used < ?", (time.time() - self._max_days * DAY,))
             return work(database)
 
     def _put_aside(self, known: int | None, error: sqlite3.DatabaseError) -> None:
@@ -235,4 +239,13 @@ def _items(database: sqlite3.Connection, owner: str, response: str, which: str) 
 
 def _touch(database: sqlite3.Connection, owner: str, response: str) -> None:
     update = "UPDATE responses SET used = ? WHERE id IN (SELECT id FROM chain)"
-    database.execute(_CHAIN + update, (response, owner, time.time()))
+    _if_writable(database, _CHAIN + update, (response, owner, time.time()))
+
+
+def _if_writable(database: sqlite3.Connection, statement: str, parameters: Sequence[object]) -> None:
+    """Do what may be left undone where nothing can be written."""
+    try:
+        database.execute(statement, parameters)
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in UNWRITABLE:
+            raise
