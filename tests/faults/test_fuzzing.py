@@ -39,8 +39,23 @@ SCALARS = (
     | st.text(max_size=8)
 )
 NAMES = st.sampled_from(
-    "type role content text name function parameters id input enum const required properties items oneOf anyOf $ref "
-    "additionalProperties url image_url source".split()
+    [
+        *(
+            "type",
+            "role",
+            "content",
+            "text",
+            "name",
+            "function",
+            "parameters",
+            "id",
+            "input",
+            "url",
+            "image_url",
+            "source",
+        ),
+        *("enum", "const", "required", "properties", "items", "oneOf", "anyOf", "$ref", "additionalProperties"),
+    ]
 )
 JSON = st.recursive(
     SCALARS,
