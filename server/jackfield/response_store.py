@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,8 @@ FILE = "responses-1.sqlite3"
 DAY = 86400.0
 BUSY_SECONDS = 10.0
 """How long to wait for another server that writes."""
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""The last one is for tables that are missing and files of unknown formats: the statements are always right."""
 UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 # Deleted means gone: pages are given back to the system, and overwritten first.
@@ -124,8 +126,7 @@ class ResponseStore:
     async def get(self, owner: str, response: str) -> str | None:
         """The response, as JSON; None if there is none."""
         query = "SELECT body FROM responses WHERE id = ? AND owner = ?"
-        row = await self._look(lambda database: database.execute(query, (response, owner)).fetchone())
-        return row[0] if row else None
+        return await self._look(lambda database: _sound(database.execute(query, (response, owner)).fetchone()))
 
     async def delete(self, owner: str, response: str) -> bool:
         """Forget it; false if there is none."""
@@ -154,8 +155,12 @@ class ResponseStore:
             SELECT items.id, items.body FROM items JOIN responses ON responses.id = response
             WHERE owner = ? AND items.id IN (SELECT value FROM json_each(?))
         """
-        rows = await self._look(lambda database: database.execute(query, (owner, json.dumps(ids))).fetchall())
-        return {name: json.loads(body) for name, body in rows}
+
+        def found(database: sqlite3.Connection) -> dict[str, JsonObject]:
+            rows = database.execute(query, (owner, json.dumps(ids))).fetchall()
+            return {name: json.loads(body) for name, body in rows}
+
+        return await self._look(found)
 
     async def forget_old(self) -> None:
         """Forget what has been kept long enough, for servers that nobody asks to store anything any more."""
@@ -167,7 +172,8 @@ class ResponseStore:
     async def _look(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         try:
             return await asyncio.to_thread(self._do, work)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:
+            # A ValueError is JSON that has been damaged.
             logger.warning("%s cannot be used: %s", self._file, error)
             raise UnavailableError(
                 "The stored responses cannot be read now.", suggestions=("Try again.", "Look at the server's log.")
@@ -193,8 +199,10 @@ class ResponseStore:
         known = self._file.stat().st_ino if self._file.exists() else None
         try:
             return self._once(work, make)
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in DAMAGED:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            # Not even an error's message can be decoded where names of tables are damaged.
+            damaged = isinstance(error, UnicodeDecodeError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+            if not damaged:
                 raise
             self._put_aside(known, error)
         return self._once(work, make)
@@ -206,6 +214,8 @@ class ResponseStore:
             os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
         place = self._file if self._file.exists() else ":memory:"
         with closing(sqlite3.connect(place, timeout=BUSY_SECONDS)) as database, database:
+            # An error would quote the text that it cannot decode.
+            database.text_factory = partial(str, encoding="utf-8", errors="replace")
             # Where the disk is full it can still be read, but not even be set to what it is.
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_LAST_MADE,)).fetchone():
                 database.executescript(_TABLES)
@@ -214,7 +224,7 @@ class ResponseStore:
             _if_writable(database, "DELETE FROM responses WHERE used < ?", (time.time() - self._max_days * DAY,))
             return work(database)
 
-    def _put_aside(self, known: int | None, error: sqlite3.DatabaseError) -> None:
+    def _put_aside(self, known: int | None, error: Exception) -> None:
         # Another server may have done it already.
         if self._file.exists() and self._file.stat().st_ino == known:
             aside = self._file.with_suffix(f".damaged-{time.time_ns()}")
@@ -222,6 +232,14 @@ class ResponseStore:
             logger.warning(
                 "The stored responses are damaged (%s); the file is now %s, and a new one begins", error, aside
             )
+
+
+def _sound(row: tuple[str] | None) -> str | None:
+    """A response's body, which goes out as it is, if it is still JSON."""
+    if row is None:
+        return None
+    json.loads(row[0])
+    return row[0]
 
 
 def _items(database: sqlite3.Connection, owner: str, response: str, which: str) -> list[JsonObject]:
@@ -233,7 +251,8 @@ def _items(database: sqlite3.Connection, owner: str, response: str, which: str) 
         raise MissingResponseError(last)
     _touch(database, owner, response)
     query = "SELECT body FROM items JOIN chain ON response = chain.id WHERE {} ORDER BY depth DESC, items.rowid"
-    rows = database.execute(_CHAIN + query.format(which), (response, owner))
+    # All of them at once: a statement that an error leaves in the middle keeps the file locked.
+    rows = database.execute(_CHAIN + query.format(which), (response, owner)).fetchall()
     return [json.loads(body) for (body,) in rows]
 
 

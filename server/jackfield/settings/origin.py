@@ -93,7 +93,7 @@ def from_file(file: Path) -> Layer:
     """
     try:
         values = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"The configuration file {file} cannot be read: {error}", suggestions=("Check its path and syntax.",)
         ) from error
