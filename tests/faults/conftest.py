@@ -15,6 +15,7 @@ LENGTHY = (
     "test_long_text.py",
     "test_many_connections.py",
     "test_mixed_load.py",
+    "test_restless_clock.py",
 )
 collect_ignore = [] if THOROUGH else [*LENGTHY]
 # Visitors and their watch are the soak's.
