@@ -230,7 +230,14 @@ def told(look: Look, tally: Tally, seconds: float) -> str:
 
 
 def show(watch: Watch, tally: Tally, limits: Limits) -> None:
-    """How the requests ended, and the least and most of everything."""
+    """How the requests ended, the least and most of everything, and what was allowed."""
+    show_all(watch, tally)
+    told = ", ".join(f"{name} {readable('bytes', value)}" for name, value in asdict(limits).items())
+    Console().print(told, style="dim")
+
+
+def show_all(watch: Watch, tally: Tally) -> None:
+    """The same without the limits."""
     console = Console()
     outcomes = sorted({outcome for _, outcome in tally.outcomes})
     requests = Table("requests", *outcomes)
@@ -247,9 +254,6 @@ def show(watch: Watch, tally: Tally, limits: Limits) -> None:
             figures = (ordered[0], ordered[len(ordered) // 2], ordered[-1], values[-1])
             held.add_row(name, *(readable(name, figure) for figure in figures))
     console.print(held)
-    console.print(
-        ", ".join(f"{name} {readable('bytes', value)}" for name, value in asdict(limits).items()), style="dim"
-    )
 
 
 def readable(name: str, value: float) -> str:

@@ -162,11 +162,17 @@ class Visitor:
         parts = urlsplit(self.server.url)
         _, writer = await asyncio.open_connection(parts.hostname, parts.port)
         head = f"POST /v1{CHAT} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 5000\r\n\r\n"
-        writer.write(head.encode()[: self.random.randint(1, len(head))] + b'{"messages": [' * self.random.randrange(2))
-        with suppress(ConnectionError):
-            await writer.drain()
-        await asyncio.sleep(self.random.uniform(0, 0.2))
-        writer.close()
+        try:
+            writer.write(
+                head.encode()[: self.random.randint(1, len(head))] + b'{"messages": [' * self.random.randrange(2)
+            )
+            with suppress(ConnectionError):
+                await writer.drain()
+            await asyncio.sleep(self.random.uniform(0, 0.2))
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         self.tally.note("half a request", "hung up")
 
     async def wants_much(self) -> None:
