@@ -63,7 +63,7 @@ def test_any_damage_to_stored_responses_is_survived(tmp_path: Path) -> None:
     asyncio.run(fill(store))
     sound = (tmp_path / FILE).read_bytes()
     chance = random.Random(9)
-    for _ in range(40):
+    for _ in range(20):
         (tmp_path / FILE).write_bytes(damaged(sound, chance))
         asyncio.run(use(store))
         for aside in tmp_path.glob("*.damaged-*"):
