@@ -190,3 +190,32 @@ def test_a_name_that_nobody_has(client: OpenAI) -> None:
     with pytest.raises(APIStatusError) as caught:
         says(client, "gpt-5")
     assert caught.value.status_code == 404
+
+
+def change(server: Server, what: str, name: str) -> httpx2.Response:
+    return httpx2.post(f"{server.api}/models/{what}", json={"model": name}, timeout=60)
+
+
+def test_by_hand(server: Server) -> None:
+    loaded = change(server, "load", "gpt-4o")
+    assert loaded.status_code == 200, loaded.text
+    assert loaded.json()["id"] == "second"
+    assert loaded.json()["jackfield"]["weights_bytes"] > 0
+    assert states(server)["second"] == "ready"
+    unloaded = change(server, "unload", "second")
+    assert unloaded.json()["jackfield"]["state"] == "unloaded"
+    assert "weights_bytes" not in unloaded.json()["jackfield"]
+    assert change(server, "unload", "second").status_code == 200
+    assert change(server, "load", "gpt-5").json()["error"]["code"] == "model_not_found"
+    assert change(server, "load", "broken").json()["error"]["code"] == "model_load_error"
+
+
+def test_one_that_answers_is_not_unloaded_by_hand(client: OpenAI, server: Server) -> None:
+    stream = client.completions.create(
+        model="first", prompt="Once", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    refused = change(server, "unload", "first")
+    stream.close()
+    assert refused.status_code == 409
+    assert refused.json()["error"]["code"] == "model_in_use"

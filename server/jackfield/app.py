@@ -23,7 +23,7 @@ from jackfield.api.embeddings import embeddings
 from jackfield.api.fim import fim_completions
 from jackfield.api.infill import infill
 from jackfield.api.metrics import metrics
-from jackfield.api.models import get_model, list_models
+from jackfield.api.models import get_model, list_models, load_model, unload_model
 from jackfield.api.plugins import list_plugins
 from jackfield.api.refusal import refusal
 from jackfield.api.responses.create import create_response
@@ -61,6 +61,8 @@ _API = [
     ("/apply-template", apply_template, "POST"),
     ("/tokenizer_info", tokenizer_info, "GET"),
     ("/models", list_models, "GET"),
+    ("/models/load", load_model, "POST"),
+    ("/models/unload", unload_model, "POST"),
     ("/models/{model:path}", get_model, "GET"),
     ("/plugins", list_plugins, "GET"),
 ]

@@ -127,6 +127,19 @@ class ModelNotFoundError(NotFoundError):
         )
 
 
+class InUseError(JackfieldError):
+    """A model has to stay in memory."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "model_in_use"
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(
+            f"{model} stays in memory: {reason}.", param="model", suggestions=("Try again when nobody needs it.",)
+        )
+
+
 class MethodNotAllowedError(JackfieldError):
     """The path exists, but not for this method."""
 

@@ -25,6 +25,8 @@ SCOPES = {
     "/messages/count_tokens": "inference",
     "/embeddings": "inference",
     "/models": "inference",
+    "/models/load": "admin",
+    "/models/unload": "admin",
     "/responses": "inference",
     "/tokenize": "inference",
     "/detokenize": "inference",
@@ -108,7 +110,8 @@ def _with_bearer(connection: HTTPConnection) -> HTTPConnection:
 def _scope(path: str) -> str:
     """The scope that a path needs."""
     path = path.removeprefix("/v1")
-    return SCOPES.get(next((family for family in FAMILIES if path.startswith(f"{family}/")), path), "admin")
+    family = next((family for family in FAMILIES if path.startswith(f"{family}/")), "")
+    return SCOPES.get(path) or SCOPES.get(family) or "admin"
 
 
 def _request_id(connection: HTTPConnection) -> str:

@@ -1,12 +1,14 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+"""``GET /v1/models``, ``GET /v1/models/{id}``, and ``POST /v1/models/load`` and ``/v1/models/unload``."""
 
 from datetime import UTC, datetime
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jackfield.api import body
+from jackfield.api.borrowing import borrow
 from jackfield.models.registry import Entry
-from jackfield.protocol.models import Model, ModelList, ModelReport
+from jackfield.protocol.models import Model, ModelList, ModelReport, ModelRequest
 
 
 async def list_models(request: Request) -> Response:
@@ -20,7 +22,25 @@ async def list_models(request: Request) -> Response:
 
 async def get_model(request: Request) -> Response:
     """One of them, by its name or another one that it has."""
-    name: str = request.path_params["model"]
+    return _answer(request, request.path_params["model"])
+
+
+async def load_model(request: Request) -> Response:
+    """Bring a model into memory before anybody asks for it; answers when it is there."""
+    _, asked = await body.parsed(await body.whole(request), ModelRequest)
+    await borrow(request, asked.model)
+    return _answer(request, asked.model)
+
+
+async def unload_model(request: Request) -> Response:
+    """Let a model leave memory; answers when it has."""
+    _, asked = await body.parsed(await body.whole(request), ModelRequest)
+    await request.app.state.registry.unload(asked.model)
+    return _answer(request, asked.model)
+
+
+def _answer(request: Request, name: str) -> Response:
+    """A model, by its name or another one that it has."""
     entry: Entry = request.app.state.registry.entry(name)
     model = _model(entry, name if name in entry.adapters else entry.id)
     return Response(model.to_json(), media_type="application/json")
@@ -50,6 +70,7 @@ def _report(entry: Entry) -> ModelReport:
         aliases=list(entry.aliases),
         pinned=entry.pinned,
         capabilities=list(entry.profile.capabilities) if entry.profile else None,
+        weights_bytes=entry.served.plan.weights if entry.served and entry.served.plan else None,
         progress=entry.progress,
         failure=entry.failure.message if entry.failure else None,
     )

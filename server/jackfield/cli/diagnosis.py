@@ -1,9 +1,9 @@
 """What ``jackfield doctor`` finds, and how it shows it."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -68,7 +68,7 @@ class Diagnosis:
         folder = self.model.disk.resolve()
         return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
-    def as_json(self) -> str:
+    def as_json(self) -> dict[str, Any]:
         """See the command's --help."""
         facts = {
             "model": self.model.name,
@@ -84,7 +84,7 @@ class Diagnosis:
             "device_kind": self.machine.kind,
             "machine_bytes": self.machine.memory,
         }
-        return json.dumps(facts | self.plan.as_json(), indent=2)
+        return facts | self.plan.as_json()
 
     def show(self) -> None:
         """Print it for people."""

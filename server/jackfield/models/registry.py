@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.request import Adapter
 from jackfield.engine.thread import Engine
-from jackfield.errors import ConfigurationError, InvalidRequestError, ModelLoadError, ModelNotFoundError
+from jackfield.errors import ConfigurationError, InUseError, InvalidRequestError, ModelLoadError, ModelNotFoundError
 from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.fim import FillInTheMiddle, fill_in_the_middle
 from jackfield.models.plan import MemoryPlan
@@ -132,6 +132,13 @@ class Shelf(Protocol):
             UnavailableError: there is no room for it at the moment.
         """
 
+    async def unload(self, entry: Entry) -> None:
+        """Let the model leave memory.
+
+        Raises:
+            InUseError: it has to stay.
+        """
+
     def returned(self, entry: Entry) -> None:
         """A request that had the model has been answered."""
 
@@ -143,6 +150,10 @@ class Fixed:
         """The model."""
         assert entry.served is not None  # noqa: S101 - by definition
         return entry.served
+
+    async def unload(self, entry: Entry) -> None:
+        """It stays."""
+        raise InUseError(entry.id, "it is not to be unloaded")
 
     def returned(self, entry: Entry) -> None:
         """Nothing changes."""
@@ -231,6 +242,15 @@ class Registry:
             code="missing_required_parameter",
             suggestions=(f"Send one of: {', '.join(self._entries) or 'no model is served'}.",),
         )
+
+    async def unload(self, name: str) -> None:
+        """Let the model of that name leave memory; it comes back when somebody asks for it.
+
+        Raises:
+            ModelNotFoundError: there is none of that name.
+            InUseError: it has to stay.
+        """
+        await self._shelf.unload(self.entry(name))
 
     async def lend(self, name: str | None) -> Loan:
         """The model of that name, as for `entry`, loaded if need be; it stays until the loan ends.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from jackfield.errors import JackfieldError, ModelLoadError, UnavailableError
+from jackfield.errors import InUseError, JackfieldError, ModelLoadError, UnavailableError
 from jackfield.events import Event, EventBus
 from jackfield.models.plan import MemoryPlan
 from jackfield.models.registry import Entry, ServedModel
@@ -217,6 +217,20 @@ class OnDemand:
                     for entry in filter(_is_left_alone, self._entries):
                         await self._unload(entry, "nobody has asked for it in a while")
                     await self._share_out()
+
+    async def unload(self, entry: Entry) -> None:
+        """Let the model leave memory; harmless if it is not there.
+
+        Raises:
+            InUseError: it has to stay.
+        """
+        if entry.pinned:
+            raise InUseError(entry.id, "it is pinned")
+        async with self._turn:
+            if entry.loans:
+                raise InUseError(entry.id, f"{entry.loans} requests use it")
+            await self._unload(entry, "somebody asked for that")
+            await self._share_out()
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         model, entry.served = entry.served, None

@@ -2,13 +2,19 @@
 
 from typing import ClassVar, Literal
 
-from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.base import AnswerModel, RequestBody, Text
+
+
+class ModelRequest(RequestBody):
+    """A model that is to come into memory, or to leave it, as llama.cpp's server is asked."""
+
+    model: Text
 
 
 class ModelReport(AnswerModel):
     """What no other dialect has a place for."""
 
-    never_null: ClassVar = ("capabilities", "progress", "failure")
+    never_null: ClassVar = ("capabilities", "weights_bytes", "progress", "failure")
 
     state: Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed"]
     """Models that are not in memory are loaded when somebody asks for them."""
@@ -17,6 +23,8 @@ class ModelReport(AnswerModel):
     """Whether it stays in memory."""
     capabilities: list[str] | None = None
     """Left out as long as it is not known what it can do: it has to be downloaded first."""
+    weights_bytes: int | None = None
+    """What its weights take, while it is in memory."""
     progress: float | None = None
     """How much of it has been downloaded, from 0 to 1, while it is."""
     failure: str | None = None

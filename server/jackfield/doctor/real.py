@@ -1,0 +1,110 @@
+"""A validation of a running server with real inference, which takes minutes and unloads the model on its way."""
+
+import time
+from collections.abc import Iterator
+
+from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
+from jackfield.doctor.server import STORY, server_checks
+from jackfield.doctor.visit import Visit
+
+PROMPTS = {
+    "a question": "What is the capital of France?",
+    "code": "Write a Python function that reverses a string.",
+    "a long text": STORY * 40 + "What did the clockmaker do for a living?",
+    "other scripts": "Übersetze ins Englische: 早上好, доброе утро, صباح الخير 🙂",
+    "numbers": "Add 17 and 25, and say only the sum.",
+}
+RELEASED_SHARE = 0.8
+"""So much of the weights has to be free after the model has been unloaded."""
+
+
+def real_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Finding]:
+    """Everything that a short visit looks at, and then what needs the server to itself."""
+    findings = []
+    for finding in server_checks(visit, bandwidth):
+        findings.append(finding)
+        yield finding
+    if findings[-1].check in ("server", "key", "model"):
+        return
+    for name, check in CHECKS:
+        yield from careful(name, lambda check=check: check(visit))  # type: ignore[misc]
+
+
+def _kinds(visit: Visit) -> Iterator[Finding]:
+    for kind, prompt in PROMPTS.items():
+        answer = visit.chat(prompt, max_tokens=32)
+        # The last character may have been cut off in its middle.
+        text = (answer["choices"][0]["message"]["content"] or "").strip().rstrip("\N{REPLACEMENT CHARACTER}")
+        if not text:
+            yield warning(f"prompt: {kind}", "The answer is empty.", "Ask it by hand, with more max_tokens.")
+        elif "\N{REPLACEMENT CHARACTER}" in text:
+            yield failure(f"prompt: {kind}", f"The answer has broken characters: {text[:60]!r}")
+        else:
+            yield ok(f"prompt: {kind}", repr(" ".join(text.split())[:60]))
+
+
+def _capabilities(visit: Visit) -> Iterator[Finding]:
+    capabilities = visit.get(f"/v1/models/{visit.model}").json().get("jackfield", {}).get("capabilities") or []
+    if "embeddings" in capabilities:
+        vectors = visit.asked("/v1/embeddings", input=["a cat", "a kitten"])["data"]
+        width = len(vectors[0]["embedding"])
+        yield ok("embeddings", f"Vectors of {width} dimensions.", dimensions=width)
+    if "fill_in_the_middle" in capabilities:
+        fields = {"prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))\n"}
+        text = visit.asked("/v1/completions", **fields, max_tokens=16, temperature=0)["choices"][0]["text"]
+        yield ok("fill in the middle", repr(text[:60]))
+
+
+def _memory(visit: Visit) -> Iterator[Finding]:
+    """Unload the model, see its memory come back, and load it again."""
+    report = visit.get(f"/v1/models/{visit.model}").json()["jackfield"]
+    held = visit.series("jackfield_device_memory_bytes")
+    response = visit.post("/v1/models/unload", {"model": visit.model})
+    if response.status_code != 200:
+        told = response.json().get("error", {}).get("message", response.status_code)
+        yield skipped("memory", f"The model cannot be unloaded: {told}")
+        return
+    started = time.perf_counter()
+    visit.asked("/v1/models/load")
+    seconds = time.perf_counter() - started
+    yield ok("loading", f"Unloaded, and back in {seconds:.1f} s.", seconds=seconds)
+    again = visit.series("jackfield_device_memory_bytes")
+    if not held or not again:
+        yield skipped("memory", "The metrics cannot be read: give a key with the scope 'metrics'.")
+        return
+    kept = again - report["weights_bytes"]
+    figures = {"before_bytes": held, "after_bytes": again, "weights_bytes": report["weights_bytes"]}
+    if kept > held - RELEASED_SHARE * report["weights_bytes"] and kept > report["weights_bytes"] / 2:
+        yield failure("memory", f"{kept / 1e9:.2f} GB were not given back.", "Restart the server.", **figures)
+    else:
+        yield ok("memory", f"It was given back: {held / 1e9:.2f} GB before, {again / 1e9:.2f} GB now.", **figures)
+
+
+def _recovery(visit: Visit) -> Iterator[Finding]:
+    """A hundred requests that are wrong or hung up on, and one that has to be answered."""
+    for number in range(50):
+        visit.post("/v1/chat/completions", {"model": visit.model, "messages": [], "temperature": number})
+        with visit.stream(STORY, max_tokens=500, ignore_eos=True) as chunks:
+            next(chunks)
+    started = time.perf_counter()
+    visit.completion("Hi", max_tokens=4)
+    seconds = time.perf_counter() - started
+    yield ok("recovery", f"After 100 requests that were wrong or hung up on, the next took {seconds:.2f} s.")
+
+
+def _fallback(visit: Visit) -> Iterator[Finding]:
+    answer = visit.chat("Hi", max_tokens=4, jackfield=True)
+    backend = (answer.get("jackfield") or {}).get("backend")
+    if backend is None:
+        yield skipped("fallback", "The server does not tell who answered.")
+    else:
+        yield ok("fallback", f"{backend} answered; a fallback would be told in the answer's jackfield object.")
+
+
+CHECKS = (
+    ("prompts", _kinds),
+    ("capabilities", _capabilities),
+    ("memory", _memory),
+    ("recovery", _recovery),
+    ("fallback", _fallback),
+)

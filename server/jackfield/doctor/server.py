@@ -1,0 +1,253 @@
+"""A running server: whether its answers are what they should be, and come as fast as they should."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
+from jackfield.doctor.model import TEXTS
+from jackfield.doctor.visit import Visit
+
+STORY = "Once upon a time, in a small village by the sea, there lived an old clockmaker. "
+TOKENS = 48
+"""Of the answers that are timed."""
+COMPANY = 4
+"""Requests at the same time."""
+CITIES = ("Paris", "London", "Rome")
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": CITIES}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+"""It comes to an end, whatever the model would like to write."""
+TOOL = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "The weather in a city.", "parameters": SCHEMA, "strict": True},
+}
+SLOW_SHARE = 0.25
+"""A server that reaches a smaller part of what memory allows is slow."""
+SECONDS_TO_STOP = 20.0
+
+
+def server_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Finding]:
+    """All of them; ``bandwidth`` is what the server's device reads in a second, in bytes, if that is known."""
+    found = [*careful("server", lambda: _reached(visit))]
+    yield from found
+    if found[-1].verdict == "failure":
+        return
+    for name, check in CHECKS:
+        yield from careful(name, lambda check=check: check(visit))  # type: ignore[misc]
+    yield from careful("speed", lambda: _speed(visit, bandwidth))
+
+
+def _reached(visit: Visit) -> Iterator[Finding]:
+    started = time.perf_counter()
+    visit.get("/health")
+    seconds = time.perf_counter() - started
+    yield ok("server", f"{visit.url} answers, in {seconds * 1000:.1f} ms.", seconds=seconds)
+    response = visit.get("/v1/models")
+    if response.status_code in (401, 403):
+        advice = "Give a key with the scope 'inference' in the environment: JACKFIELD_API_KEY"
+        yield failure("key", f"The server wants a key, and answered {response.status_code}.", advice)
+        return
+    models = response.json()["data"]
+    ids = [model["id"] for model in models]
+    visit.model = visit.model or ids[0]
+    if visit.model not in ids and visit.get(f"/v1/models/{visit.model}").status_code != 200:
+        yield failure("model", f"There is no {visit.model} here.", f"Take one of: {', '.join(ids)}.")
+        return
+    yield ok("model", f"{visit.model}, of {len(ids)}: {', '.join(ids)}.")
+
+
+def _ready(visit: Visit) -> Iterator[Finding]:
+    response = visit.get("/ready")
+    if response.status_code == 200:
+        yield ok("ready", "It says that it can answer.")
+    else:
+        yield failure("ready", f"It says {response.json()['error']['message']}", "Look at the server's log.")
+
+
+def _tokens(visit: Visit) -> Iterator[Finding]:
+    for text in TEXTS:
+        tokens = visit.asked("/v1/tokenize", prompt=text, add_special_tokens=False)["tokens"]
+        if visit.asked("/v1/detokenize", tokens=tokens)["prompt"] != text:
+            yield failure("tokens", f"{text!r} does not come back.", "Compare tokenizer.json with the original's.")
+            return
+    yield ok("tokens", "Texts come back from their tokens as they went in.")
+
+
+def _answers(visit: Visit) -> Iterator[Finding]:
+    answer = visit.chat("Say hello.", max_tokens=24)
+    text, usage = answer["choices"][0]["message"]["content"] or "", answer["usage"]
+    if usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]:
+        yield failure("answers", f"The usage does not add up: {usage}.")
+    elif leaked := _leaked(visit, text):
+        yield failure("answers", f"{leaked!r} leaks into the text.", "Mark it as special in tokenizer.json.")
+    elif not text.strip():
+        yield warning("answers", "The answer is empty.", "See whether the chat template suits the model.")
+    else:
+        yield ok("answers", f"It answers: {_short(text)}")
+
+
+def _leaked(visit: Visit, text: str) -> str | None:
+    info = visit.get(f"/v1/tokenizer_info?model={visit.model}").json()
+    marks = [info.get(name) for name in ("bos_token", "eos_token")]
+    return next((mark for mark in marks if mark and mark in text), None)
+
+
+def _stops(visit: Visit) -> Iterator[Finding]:
+    whole = visit.completion(STORY, max_tokens=24)["choices"][0]["text"]
+    middle = whole[len(whole) // 2 :].strip()[:4]
+    if not middle:
+        yield skipped("stop strings", "The answer is too short.")
+        return
+    choice = visit.completion(STORY, max_tokens=24, stop=[middle])["choices"][0]
+    if choice["text"] != whole[: whole.index(middle)] or choice["finish_reason"] != "stop":
+        yield failure("stop strings", f"The answer did not end before {middle!r}: {_short(choice['text'])}")
+    else:
+        yield ok("stop strings", "Answers end before them.")
+
+
+def _streams(visit: Visit) -> Iterator[Finding]:
+    whole = visit.completion(STORY, max_tokens=24)["choices"][0]["text"]
+    streamed = visit.streamed(STORY, max_tokens=24)
+    if streamed.text != whole:
+        yield failure("streams", f"Streamed, the answer is another one: {_short(streamed.text)}")
+    elif streamed.pieces < 2 or not streamed.usage:
+        yield failure("streams", f"It came in {streamed.pieces} pieces, with the usage {streamed.usage}.")
+    else:
+        yield ok("streams", f"The same text comes piece by piece: {streamed.pieces} of them.")
+
+
+def _structure(visit: Visit) -> Iterator[Finding]:
+    asked = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
+    answer = visit.chat("In which city is the Eiffel Tower? As JSON.", response_format=asked, max_tokens=64)
+    choice = answer["choices"][0]
+    try:
+        held = json.loads(choice["message"]["content"])["city"] in CITIES
+    except (ValueError, KeyError, TypeError):
+        held = False
+    if held:
+        yield ok("JSON schema", f"It holds: {_short(choice['message']['content'])}")
+    else:
+        yield failure("JSON schema", f"It does not hold: {_short(choice['message']['content'] or '')}")
+
+
+def _tools(visit: Visit) -> Iterator[Finding]:
+    answer = visit.chat("What is the weather in Paris?", tools=[TOOL], tool_choice="required", max_tokens=96)
+    calls = answer["choices"][0]["message"].get("tool_calls") or []
+    if not calls:
+        yield failure("tool calls", "There was none, although one was required.", "See tool_parser in docs/api.md.")
+        return
+    function = calls[0]["function"]
+    held = function["name"] == "get_weather" and json.loads(function["arguments"]).get("city") in CITIES
+    told = f"{function['name']}({function['arguments']})"
+    yield ok("tool calls", f"{told}.") if held else failure("tool calls", f"{told} does not fit the tool.")
+
+
+def _cache(visit: Visit) -> Iterator[Finding]:
+    prompt = f"{secrets.token_hex(8)} {STORY * 20}"
+    first, second = (visit.streamed(prompt, max_tokens=2) for _ in range(2))
+    cached = second.usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    count = second.usage.get("prompt_tokens", 0)
+    told = f"Asked again, {cached} of {count} tokens were cached: {first.first_seconds:.2f} s, then "
+    told += f"{second.first_seconds:.2f} s to the first token."
+    figures = {"cached_tokens": cached, "prompt_tokens": count, "first": first.first_seconds}
+    if cached:
+        yield ok("prefix cache", told, **figures, second=second.first_seconds)
+    else:
+        yield warning("prefix cache", told, "Give it memory: prefix_cache_bytes.", **figures)
+
+
+def _hang_up(visit: Visit) -> Iterator[Finding]:
+    if visit.series("jackfield_num_requests_running") is None:
+        yield skipped("hanging up", "The metrics cannot be read: give a key with the scope 'metrics'.")
+        return
+    with visit.stream(STORY, max_tokens=2000, ignore_eos=True) as chunks:
+        next(chunks)
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while visit.series("jackfield_num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if visit.series("jackfield_num_requests_running"):
+        yield warning("hanging up", "Requests still run; they may be somebody else's.", "Look at GET /metrics.")
+    else:
+        yield ok("hanging up", "A client that hangs up stops its work.")
+
+
+def _errors(visit: Visit) -> Iterator[Finding]:
+    length = visit.get(f"/v1/models/{visit.model}").json().get("context_length") or 4096
+    wrong = (
+        ("half a document", b'{"model": ', 400),
+        ("a model that is not there", {"model": "no-such-model", "prompt": "Hi"}, 404),
+        ("an unknown field", {"model": visit.model, "prompt": "Hi", "no_such_field": 1}, 400),
+        ("a prompt that is too long", {"model": visit.model, "prompt": [0] * (length + 1)}, 400),
+    )
+    for told, body, status in wrong:
+        response = visit.post("/v1/completions", body)
+        if response.status_code != status or "message" not in response.json().get("error", {}):
+            yield failure("errors", f"To {told} it answered {response.status_code} instead of {status}.")
+            return
+    visit.completion("Hi", max_tokens=1)
+    yield ok("errors", "Wrong requests are told what is wrong, and the next one is answered.")
+
+
+def _company(visit: Visit) -> Iterator[Finding]:
+    def say(_: int) -> str:
+        choice = visit.completion(STORY, max_tokens=TOKENS, temperature=1, seed=7, ignore_eos=True)["choices"][0]
+        return str(choice["text"])
+
+    alone, started = say(0), time.perf_counter()
+    with ThreadPoolExecutor(COMPANY) as pool:
+        together = list(pool.map(say, range(COMPANY)))
+    speed = COMPANY * TOKENS / (time.perf_counter() - started)
+    told = f"{COMPANY} at the same time get {speed:.1f} tokens a second in all"
+    if set(together) == {alone}:
+        yield ok("company", f"{told}, and each the text that it gets alone.", tokens_per_second=speed)
+    else:
+        yield warning("company", f"{told}, but not the text that one gets alone.", tokens_per_second=speed)
+
+
+def _speed(visit: Visit, bandwidth: float | None) -> Iterator[Finding]:
+    prompt = f"{secrets.token_hex(8)} {STORY * 20}"
+    answer = visit.streamed(prompt, max_tokens=TOKENS, ignore_eos=True)
+    reading = answer.usage.get("prompt_tokens", 0) / max(answer.first_seconds, 1e-9)
+    speed = answer.tokens_per_second
+    told = f"{speed:.1f} tokens a second, and {reading:,.0f} of a prompt"
+    figures: dict[str, float] = {"tokens_per_second": speed, "prompt_tokens_per_second": reading}
+    report = visit.get(f"/v1/models/{visit.model}").json().get("jackfield", {})
+    weights = report.get("weights_bytes")
+    if not bandwidth or not weights:
+        yield ok("speed", f"{told}.", **figures)
+        return
+    possible = bandwidth / weights
+    told += f". Memory is read at {bandwidth / 1e9:.1f} GB/s here, which is enough for {possible:.0f} at best"
+    figures |= {"possible_tokens_per_second": possible}
+    if speed < SLOW_SHARE * possible:
+        advice = "See what else runs on this machine, and what jackfield doctor says of it without an address."
+        yield warning("speed", f"{told}.", advice, **figures)
+    else:
+        yield ok("speed", f"{told}.", **figures)
+
+
+def _short(text: str) -> str:
+    shown = " ".join(text.split())
+    return repr(shown if len(shown) <= 60 else f"{shown[:59]}…")
+
+
+CHECKS = (
+    ("ready", _ready),
+    ("tokens", _tokens),
+    ("answers", _answers),
+    ("stop strings", _stops),
+    ("streams", _streams),
+    ("JSON schema", _structure),
+    ("tool calls", _tools),
+    ("prefix cache", _cache),
+    ("hanging up", _hang_up),
+    ("errors", _errors),
+    ("company", _company),
+)
+"""All but the first and the last."""

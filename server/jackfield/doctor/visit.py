@@ -1,0 +1,148 @@
+"""A visit to a running server: what is asked there, as any client would ask it."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from jackfield.errors import JackfieldError
+
+PATIENCE = 600.0
+"""Seconds that an answer may take: the model may have to be loaded first."""
+
+Json = dict[str, Any]
+
+
+class VisitError(JackfieldError):
+    """The server could not be asked, or did not answer as it should."""
+
+
+@dataclass
+class Streamed:
+    """An answer that came in pieces."""
+
+    text: str = ""
+    pieces: int = 0
+    first_seconds: float = 0.0
+    """Until the first piece of text."""
+    seconds: float = 0.0
+    usage: Json = field(default_factory=dict)
+    finish_reason: str | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first one."""
+        tokens = self.usage.get("completion_tokens", 0)
+        return float(max(tokens - 1, 0) / max(self.seconds - self.first_seconds, 1e-9))
+
+
+class Visit:
+    """Asks one model of one server.
+
+    Args:
+        url: the server's, with or without ``/v1``.
+        key: sent with every request.
+        model: whom to ask; by default the first one that is listed.
+    """
+
+    def __init__(self, url: str, key: str | None = None, model: str | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # Not through a proxy: the server is to be seen as it is.
+        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
+        self.model = model or ""
+
+    def close(self) -> None:
+        """The end of the visit."""
+        self._client.close()
+
+    def get(self, path: str) -> httpx2.Response:
+        """Whatever the server answers."""
+        return self._sent("GET", path)
+
+    def post(self, path: str, body: Json | bytes) -> httpx2.Response:
+        """Whatever the server answers."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self._sent("POST", path, content)
+
+    def _sent(self, method: str, path: str, content: bytes | None = None) -> httpx2.Response:
+        try:
+            headers = {"Content-Type": "application/json"}
+            return self._client.request(method, path, content=content, headers=headers)
+        except httpx2.HTTPError as error:
+            raise VisitError(
+                f"{self.url}{path} cannot be reached: {error}.",
+                suggestions=("See whether the server runs, and where: jackfield serve says so.",),
+            ) from error
+
+    def asked(self, path: str, **fields: Any) -> Json:
+        """What a good answer says.
+
+        Raises:
+            VisitError: it was none.
+        """
+        return self._checked(self.post(path, {"model": self.model, **fields}))
+
+    def _checked(self, response: httpx2.Response) -> Json:
+        try:
+            document = response.json()
+        except ValueError:
+            document = {}
+        if response.status_code != 200 or not isinstance(document, dict):
+            error = document.get("error", {}) if isinstance(document, dict) else {}
+            told = error.get("message") if isinstance(error, dict) else error
+            suggestions = tuple(error.get("suggestions") or ()) if isinstance(error, dict) else ()
+            raise VisitError(f"The server answered {response.status_code}: {told}", suggestions=suggestions)
+        return document
+
+    def chat(self, text: str, **fields: Any) -> Json:
+        """The answer to a question; the most likely one unless ``fields`` say otherwise."""
+        return self.asked("/v1/chat/completions", **_question(text), **fields)
+
+    def completion(self, text: str, **fields: Any) -> Json:
+        """What a text goes on with."""
+        return self.asked("/v1/completions", **{"prompt": text, "temperature": 0, **fields})
+
+    def streamed(self, text: str, **fields: Any) -> Streamed:
+        """What a text goes on with, piece by piece."""
+        answer, started = Streamed(), time.perf_counter()
+        with self.stream(text, **fields) as chunks:
+            for chunk in chunks:
+                now = time.perf_counter() - started
+                answer.usage = chunk.get("usage") or answer.usage
+                for choice in chunk.get("choices") or ():
+                    answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+                    if choice.get("text"):
+                        answer.first_seconds = answer.first_seconds or now
+                        answer.seconds, answer.pieces = now, answer.pieces + 1
+                        answer.text += choice["text"]
+        return answer
+
+    @contextmanager
+    def stream(self, text: str, **fields: Any) -> Iterator[Iterator[Json]]:
+        """The chunks of a completion as they come; leaving the context hangs up."""
+        options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
+        body = {"model": self.model, "prompt": text, **options, **fields}
+        with self._client.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                self._checked(response)
+            lines = (line for line in response.iter_lines() if line.startswith("data: {"))
+            yield (json.loads(line.removeprefix("data: ")) for line in lines)
+
+    def series(self, name: str) -> float | None:
+        """A number among the server's metrics, of the visited model if it is told by model; None if it is not there."""
+        response = self.get("/metrics")
+        if response.status_code != 200:
+            return None
+        lines = [line for line in response.text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+        own = [line for line in lines if f'model="{self.model}"' in line] or lines
+        return float(own[0].rsplit(" ", 1)[1]) if own else None
+
+
+def _question(text: str) -> Json:
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0}

@@ -1,0 +1,340 @@
+"""What `jackfield doctor` finds of machines, models and running servers; each check also of something broken."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jackfield import settings as configuration
+from jackfield.doctor import machine, real, server, setup
+from jackfield.doctor.finding import Finding, careful, failed, ok
+from jackfield.doctor.model import model_checks
+from jackfield.doctor.visit import Json, Streamed, Visit
+from jackfield.hooks.discovery import given
+from jackfield.models.device import Device
+from serving import Server
+
+
+def doctor(*arguments: str, status: int = 0) -> dict[str, Any]:
+    result = subprocess.run(
+        [sys.executable, "-m", "jackfield", "doctor", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "JACKFIELD_PLUGINS": "none"},
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def verdicts(findings: list[Any]) -> dict[str, str]:
+    return {one["check"]: one["verdict"] for one in findings}
+
+
+@pytest.fixture(scope="module")
+def visit(tiny_server: Server) -> Iterator[Visit]:
+    visit = Visit(tiny_server.url, model=tiny_server.model)
+    yield visit
+    visit.close()
+
+
+# --- A server --------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_in_order(tiny_server: Server) -> None:
+    found = doctor(tiny_server.api)
+    assert found["url"] == tiny_server.url
+    assert found["model"] == tiny_server.model
+    said = verdicts(found["checks"])
+    assert list(said) == ["server", "model", *(name for name, _ in server.CHECKS), "speed"]
+    assert "failure" not in said.values(), found["checks"]
+    speed = found["checks"][-1]["figures"]
+    assert speed["tokens_per_second"] > 0
+    assert speed["possible_tokens_per_second"] > 0
+
+
+def test_at_length(tiny_server: Server) -> None:
+    found = doctor("--real", tiny_server.url)
+    said = verdicts(found["checks"])
+    assert "failure" not in said.values(), found["checks"]
+    assert {"loading", "memory", "recovery", "embeddings", "fill in the middle", "prompt: code"} <= said.keys()
+    assert said["memory"] == "ok"
+
+
+def test_where_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        (finding,) = doctor(url, status=4)["checks"]
+    assert finding["check"] == "server"
+    assert "cannot be reached" in finding["told"]
+    assert finding["advice"]
+
+
+def test_a_model_that_is_not_there(tiny_server: Server) -> None:
+    visit = Visit(tiny_server.url, model="gpt-5")
+    found = list(server.server_checks(visit))
+    visit.close()
+    assert [(one.check, one.verdict) for one in found] == [("server", "ok"), ("model", "failure")]
+    assert found[-1].advice == (f"Take one of: {tiny_server.model}.",)
+
+
+class Faulty(Visit):
+    """A visit to a server with a fault."""
+
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit.url, model=visit.model)
+
+
+class IgnoresStop(Faulty):
+    def completion(self, text: str, **fields: Any) -> Json:
+        fields.pop("stop", None)
+        return super().completion(text, **fields)
+
+
+class StreamsAtOnce(Faulty):
+    def streamed(self, text: str, **fields: Any) -> Streamed:
+        answer = super().streamed(text, **fields)
+        answer.pieces = 1
+        return answer
+
+
+class StreamsSomethingElse(Faulty):
+    def streamed(self, text: str, **fields: Any) -> Streamed:
+        answer = super().streamed(text, **fields)
+        answer.text += "!"
+        return answer
+
+
+class LosesText(Faulty):
+    def asked(self, path: str, **fields: Any) -> Json:
+        document = super().asked(path, **fields)
+        return {**document, "prompt": document["prompt"].strip()} if path == "/v1/detokenize" else document
+
+
+class IgnoresFormats(Faulty):
+    def chat(self, text: str, **fields: Any) -> Json:
+        for name in ("response_format", "tools", "tool_choice"):
+            fields.pop(name, None)
+        return super().chat(text, **fields)
+
+
+class CountsWrongly(Faulty):
+    def chat(self, text: str, **fields: Any) -> Json:
+        document = super().chat(text, **fields)
+        document["usage"]["total_tokens"] += 1
+        return document
+
+
+class Leaks(Faulty):
+    def chat(self, text: str, **fields: Any) -> Json:
+        document = super().chat(text, **fields)
+        document["choices"][0]["message"]["content"] += "<|im_end|>"
+        return document
+
+
+class CachesNothing(Faulty):
+    def streamed(self, text: str, **fields: Any) -> Streamed:
+        answer = super().streamed(text, **fields)
+        answer.usage.pop("prompt_tokens_details", None)
+        return answer
+
+
+class TakesAnything(Faulty):
+    def post(self, path: str, body: Json | bytes) -> Any:
+        return super().post(path, {"model": self.model, "prompt": "Hi", "max_tokens": 1})
+
+
+class NeverStops(Faulty):
+    def series(self, name: str) -> float | None:
+        return 1.0
+
+
+class AnswersBy(Faulty):
+    """Each time another text."""
+
+    count = 0
+
+    def completion(self, text: str, **fields: Any) -> Json:
+        self.count += 1
+        document = super().completion(text, **fields)
+        document["choices"][0]["text"] += str(self.count)
+        return document
+
+
+@pytest.mark.parametrize(
+    ("faulty", "check", "verdict"),
+    [
+        (IgnoresStop, "stop strings", "failure"),
+        (StreamsAtOnce, "streams", "failure"),
+        (StreamsSomethingElse, "streams", "failure"),
+        (LosesText, "tokens", "failure"),
+        (IgnoresFormats, "JSON schema", "failure"),
+        (IgnoresFormats, "tool calls", "failure"),
+        (CountsWrongly, "answers", "failure"),
+        (Leaks, "answers", "failure"),
+        (CachesNothing, "prefix cache", "warning"),
+        (TakesAnything, "errors", "failure"),
+        (NeverStops, "hanging up", "warning"),
+        (AnswersBy, "company", "warning"),
+    ],
+)
+def test_a_server_with_a_fault(
+    visit: Visit, faulty: Callable[[Visit], Visit], check: str, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SECONDS_TO_STOP", 0.3)
+    looked = dict(server.CHECKS)[check]
+    ill = faulty(visit)
+    (finding,) = careful(check, lambda: looked(ill))
+    ill.close()
+    assert (finding.check, finding.verdict) == (check, verdict), finding.told
+    (finding,) = careful(check, lambda: looked(visit))
+    assert finding.verdict == "ok", finding.told
+
+
+def test_a_slow_server(visit: Visit) -> None:
+    (finding,) = server._speed(visit, bandwidth=1e15)
+    assert finding.verdict == "warning"
+    (finding,) = server._speed(visit, bandwidth=None)
+    assert finding.verdict == "ok"
+
+
+class Keeps(Faulty):
+    """A server that does not give memory back."""
+
+    asked_before = False
+
+    def series(self, name: str) -> float | None:
+        before, self.asked_before = self.asked_before, True
+        held = super().series(name)
+        return held if held is None or not before else 3 * held
+
+
+def test_memory_that_is_kept(visit: Visit) -> None:
+    ill = Keeps(visit)
+    assert [one.verdict for one in real._memory(ill)] == ["ok", "failure"]
+    ill.close()
+
+
+# --- A model ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changed(tiny_model: Path, tmp_path: Path) -> Callable[..., dict[str, Finding]]:
+    """The tiny model's files with something changed, as the doctor sees them."""
+
+    def look(**changes: Any) -> dict[str, Finding]:
+        for file in tiny_model.iterdir():
+            if file.name != "model.safetensors":
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+        file = tmp_path / "tokenizer_config.json"
+        settings = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+        return {one.check: one for one in careful("model", lambda: model_checks(tmp_path))}
+
+    return look
+
+
+def test_a_model_that_is_in_order(changed: Callable[..., dict[str, Finding]]) -> None:
+    found = changed()
+    assert {name: one.verdict for name, one in found.items()} == dict.fromkeys(
+        ("tokenizer", "end of answers", "chat template", "tool calls", "fill in the middle"), "ok"
+    )
+    assert "hermes" in found["tool calls"].told
+
+
+def test_a_model_that_is_not_here() -> None:
+    assert [one.verdict for one in model_checks(None)] == ["skipped"]
+
+
+BEGINS = "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "verdict"),
+    [
+        ({"chat_template": None}, "chat template", "warning"),
+        ({"chat_template": None}, "tool calls", "skipped"),
+        ({"chat_template": "{{ messages[-1].content }}" + BEGINS}, "chat template", "failure"),
+        ({"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}, "chat template", "warning"),
+        ({"chat_template": "{{ messages[0].content }}{# tool #}" + BEGINS}, "tool calls", "failure"),
+        (
+            {"chat_template": "{% if tools %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"},
+            "tool calls",
+            "failure",
+        ),
+        ({"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}" + BEGINS}, "tool calls", "warning"),
+    ],
+    ids=str,
+)
+def test_a_template_with_a_fault(
+    changed: Callable[..., dict[str, Finding]], changes: dict[str, Any], check: str, verdict: str
+) -> None:
+    assert changed(**changes)[check].verdict == verdict
+
+
+# --- A machine -------------------------------------------------------------------------------------------------------
+
+
+def test_this_machine(device: Device, tmp_path: Path) -> None:
+    found = {one.check: one for one in machine.machine_checks(device, tmp_path / "not" / "yet" / "there")}
+    assert list(found) == ["device", "versions", "speed", "memory", "disk"]
+    assert not failed(found.values())
+    assert all(figure > 0 for figure in found["speed"].figures.values())  # type: ignore[operator]
+
+
+def test_a_disk_that_cannot_be_written(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
+    finding = machine._disk(tmp_path)
+    assert finding.verdict == "failure"
+    assert "JACKFIELD_CACHE_DIR" in finding.advice[0]
+
+
+def test_a_port_in_use() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        found = configuration.read({"port": other.getsockname()[1]}, environment={})
+        said = {one.check: one for one in setup.setup_checks(found, given((), found.settings))}
+    assert said["port"].verdict == "warning"
+    assert "jackfield doctor http" in said["port"].advice[0]
+
+
+def test_a_plugin_that_does_not_work() -> None:
+    found = configuration.read({"port": 0}, environment={})
+    hooks = given([("fine", object()), ("broken", object())], found.settings)
+    hooks.plugins[1].state = "failed"
+    hooks.plugins[1].errors.append("it has no settings")
+    said = {(one.verdict, one.told) for one in setup.setup_checks(found, hooks) if one.check == "plugins"}
+    assert said == {("failure", "broken: it has no settings"), ("ok", "fine.")}
+
+
+def test_what_a_check_raises_is_a_finding() -> None:
+    def look() -> Iterator[Finding]:
+        yield ok("one", "All is well.")
+        raise KeyError("two")
+
+    found = list(careful("look", look))
+    assert [one.verdict for one in found] == ["ok", "failure"]
+    assert "KeyError" in found[1].told
+
+
+def test_doctor_of_a_folder_has_all_checks(tiny_model: Path) -> None:
+    found = doctor(str(tiny_model))
+    assert found["fits"] is True
+    assert {"device", "versions", "disk", "configuration", "plugins", "tokenizer"} <= verdicts(found["checks"]).keys()
+
+
+def test_another_machine_is_not_looked_at(tiny_model: Path) -> None:
+    assert doctor(str(tiny_model), "--memory", "64GB")["checks"] == []
