@@ -57,6 +57,7 @@ class Plugin:
 """
 
 QUESTION = [{"role": "user", "content": "Hi"}]
+DISK = {"JACKFIELD_PREFIX_CACHE_DISK_BYTES": "1GB"}
 ENDLESS = {"ignore_eos": True}
 PATIENCE = 60.0
 
@@ -96,7 +97,8 @@ def slow(model: Path, tmp_path: Path, *flags: str, **environment: str) -> Iterat
     site, released = tmp_path / "site", tmp_path / "released"
     site.mkdir()
     environment |= plugged(site, "brake", BRAKE)
-    with serve(model, *flags, RELEASED=str(released), **environment) as server:
+    environment |= {"RELEASED": str(released), "JACKFIELD_CACHE_DIR": str(tmp_path / "cache")}
+    with serve(model, *flags, **environment) as server:
         yield server, released
 
 
@@ -149,11 +151,11 @@ def test_what_takes_longer_ends_with_an_error_that_each_client_understands(
     tiny_model: Path, tmp_path: Path, clients: ThreadPoolExecutor
 ) -> None:
     with (
-        slow(tiny_model, tmp_path, JACKFIELD_DRAIN_SECONDS="0.1") as (server, _),
+        slow(tiny_model, tmp_path, JACKFIELD_DRAIN_SECONDS="0.1", **DISK) as (server, _),
         official(server) as (client, other),
     ):
         chat = endless(client, server, stream=True)
-        response = client.responses.create(model=server.model, input="Hi", stream=True, extra_body=ENDLESS)
+        response = client.responses.create(model=server.model, input="word " * 600, stream=True, extra_body=ENDLESS)
         message = other.messages.create(model=server.model, messages=QUESTION, max_tokens=8000, stream=True)
         whole = clients.submit(endless, client, server)
         streams = [iter(stream) for stream in (chat, response, message)]
@@ -174,6 +176,7 @@ def test_what_takes_longer_ends_with_an_error_that_each_client_understands(
         assert begun[0].choices[0].delta.role == "assistant"
         assert server.process.wait(PATIENCE) == 0
     assert told(server, "Ending 4 requests after 0.1 s.")
+    assert list(tmp_path.rglob("*.kv")), "what was computed is on disk"
     assert not told(server, "Traceback")
 
 

@@ -9,11 +9,15 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from jackfield import settings as configuration
+from jackfield.cli.reloading import Reloader
+from jackfield.errors import ConfigurationError
 from serving import DEFAULTS, Server, serve
 from test_drain import PATIENCE, until
 
@@ -105,6 +109,18 @@ def test_what_takes_a_restart_is_told_until_there_is_one(configured: tuple[Serve
 def test_a_damaged_file_changes_nothing(configured: tuple[Server, Path], text: str, told: str) -> None:
     assert "The settings stay as they are." in reload(configured, text, told)
     assert configured[0].process.poll() is None
+
+
+def test_other_things_are_read_again_too_each_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise ConfigurationError("The keys are damaged.", suggestions=("Mend them.",))
+
+    read = partial(configuration.read, {}, environment={"JACKFIELD_CONFIG": os.devnull})
+    reloader, done = Reloader(read(), read), []
+    reloader.others += [broken, lambda: done.append("read")]
+    reloader.reload()
+    assert done == ["read"]
+    assert "The keys are damaged. Mend them." in caplog.text
 
 
 def test_a_terminal_that_goes_away_ends_the_server(tiny_model: Path) -> None:

@@ -30,6 +30,8 @@ class Reloader:
     def __init__(self, current: Configuration, read: Callable[[], Configuration]) -> None:
         self._current = current
         self._read = read
+        self.others: list[Callable[[], None]] = []
+        """What else is read again; a `JackfieldError` says that it stays as it was, and why."""
 
     def reload(self) -> None:
         """Read the settings; when they are wrong, everything stays as it is."""
@@ -44,7 +46,15 @@ class Reloader:
         new = {name: getattr(found.settings, name) for name in changed if name in AT_ONCE}
         # What needs a restart is told again and again until there is one.
         self._current = replace(self._current, settings=self._current.settings.model_copy(update=new))
+        for again in self.others:
+            self._attempt(again)
         self._tell(new, [name for name in changed if name not in AT_ONCE])
+
+    def _attempt(self, again: Callable[[], None]) -> None:
+        try:
+            again()
+        except JackfieldError as error:
+            logger.error("Something stays as it was. %s %s", error.message, " ".join(error.suggestions))
 
     def _tell(self, new: dict[str, object], waiting: list[str]) -> None:
         told = ", ".join(f"{name} is {value}" for name, value in new.items()) or "nothing has changed at once"
