@@ -490,6 +490,7 @@ def test_a_phone_need_not_scroll_sideways(server: JackfieldServer, visit: Open) 
         seen.answered()
         seen.card("load").get_by_text("Figures").click()
         assert seen.sideways() <= 0
+        assert seen.page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.getElementById('conversation'))") <= 0
         seen.page.get_by_role("button", name="API key").click()
         assert seen.sideways() <= 0
 
