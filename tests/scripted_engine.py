@@ -51,6 +51,7 @@ class Stage:
     """A server that answers with scripts."""
 
     engine: ScriptedEngine
+    model: ServedModel
     tokenizer: Tokenizer
     url: str
 
@@ -76,7 +77,7 @@ def staged(folder: Path) -> Iterator[Stage]:
         while not server.started:
             thread.join(0.05)
             assert thread.is_alive()
-        yield Stage(engine, tokenizer, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+        yield Stage(engine, model, tokenizer, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
     finally:
         server.should_exit = True
         thread.join()

@@ -160,7 +160,7 @@ def test_memory_is_given_back(client: OpenAI, server: Server) -> None:
 
 def held(server: Server, name: str) -> float:
     lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
-    (line,) = (line for line in lines if line.startswith(f'jackfield_device_memory_bytes{{model="{name}"'))
+    (line,) = (line for line in lines if line.startswith(f'jackfield_device_memory_bytes{{model_name="{name}"'))
     return float(line.split()[-1])
 
 

@@ -265,7 +265,7 @@ def test_a_metric_that_fails_costs_the_others_nothing(jackfield_server: StartSer
         reply = server.get("/metrics")
         assert reply.status == 200
         assert "jackfield_good 7.0" in reply.text
-        assert 'jackfield_num_requests_waiting{model="scripted"} 0.0' in reply.text
+        assert 'jackfield_num_requests_waiting{model_name="scripted"} 0.0' in reply.text
     assert report(server, "bad")["failures"] >= 1
     assert "register_metrics" in report(server, "bad")["errors"][0]
     assert report(server, "good")["failures"] == 0

@@ -104,7 +104,7 @@ def test_prompts_outlive_a_restart_on_disk_where_nobody_else_reads_them(tiny_mod
         assert use["miss"] is None
         assert text(warm) == text(cold)
         metrics = httpx2.get(f"{server.url}/metrics").text
-        assert re.search(r'cached_total\{model="[^"]*",tier="disk"\} [1-9]', metrics)
+        assert re.search(r'cached_total\{model_name="[^"]*",tier="disk"\} [1-9]', metrics)
 
 
 @pytest.fixture

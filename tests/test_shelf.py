@@ -57,6 +57,7 @@ class Model:
     plan: MemoryPlan
     engine: Weight = field(default_factory=Weight)
     profile: None = None
+    adapted: dict[str, "Model"] = field(default_factory=dict)
 
 
 class House:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from jackfield.api.generation import engine_requests
 from jackfield.engine.memory import MemoryGuard
@@ -25,10 +26,11 @@ from jackfield.events import EventBus
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import RequestInfo
 from jackfield.hooks.discovery import given
+from jackfield.metrics.requests import RequestMetrics
 from jackfield.models import cpu
 from jackfield.models.folder import read_json
 from jackfield.models.loading import load_network
-from jackfield.models.registry import ServedModel
+from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
 from jackfield.protocol.chat import ChatCompletionRequest
@@ -187,7 +189,8 @@ class Court:
         grammar = self.model.grammars.compile("json_schema", json.dumps(schema), "") if schema else None
         prompt = chat_prompt(asked, self.model.tokenizer).tokens
         info = RequestInfo("", "/chat/completions", "starter")
-        exchange = Exchange(info, given((), Settings()), EventBus(), slow_seconds=60)
+        metrics = RequestMetrics(CollectorRegistry(), Registry([self.model]))
+        exchange = Exchange(info, given((), Settings()), EventBus(), metrics, slow_seconds=60)
         return engine_requests(asked, self.model, [prompt], exchange, name="", param="", grammar=grammar)
 
 

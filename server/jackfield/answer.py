@@ -106,6 +106,8 @@ class Answer:
             delta = self._take(choice, self._survived(choice, events))
             if delta.finish_reason is not None:
                 self.model.engine.cancel([choice.request.id])
+                reason = "timeout" if choice.ended_by == "timeout" else delta.finish_reason
+                self.exchange.finished(reason, choice.generated, choice.timing)
                 await self._judge(choice)
             if delta:
                 yield delta

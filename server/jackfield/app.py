@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,6 +21,7 @@ from jackfield.api.draining import Draining
 from jackfield.api.embeddings import embeddings
 from jackfield.api.fim import fim_completions
 from jackfield.api.infill import infill
+from jackfield.api.measured import Measured
 from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models, load_model, unload_model
 from jackfield.api.plugins import list_plugins
@@ -38,7 +38,7 @@ from jackfield.hooks.discovery import given
 from jackfield.hooks.middleware import Isolated
 from jackfield.hooks.plugin import Plugin
 from jackfield.host import Host
-from jackfield.metrics import EngineCollector, PluginCollector
+from jackfield.metrics import Metrics
 from jackfield.models.registry import Registry
 from jackfield.settings import Settings
 
@@ -86,11 +86,14 @@ def create_app(
         ConfigurationError: plugins want to serve what is served already.
     """
     hooks = hooks or given((), settings)
-    host = Host(settings, registry, hooks, events or EventBus())
+    measured = Metrics(registry, hooks)
+    host = Host(settings, registry, hooks, events or EventBus(), measured.requests)
     plugged = _plugged_routes(host)
+    served = [*routes, *(route for _, route in plugged)]
     app = Starlette(
-        routes=[*routes, *(route for _, route in plugged)],
+        routes=served,
         middleware=[
+            Middleware(Measured, metrics=measured.of_routes(served)),
             Middleware(Arrival, hooks=hooks, open_paths=_open_paths(host, plugged)),
             Middleware(Draining, drain=host.drain),
             Middleware(Borrowing),
@@ -110,10 +113,8 @@ def create_app(
     app.state.events = host.events
     app.state.host = host
     app.state.drain = host.drain
-    app.state.collectors = CollectorRegistry()
-    app.state.collectors.register(EngineCollector(registry))
-    app.state.collectors.register(PluginCollector(hooks))
-    app.state.plugged_collectors = hooks.register_metrics(app.state.collectors)
+    app.state.metrics = measured
+    app.state.plugged_collectors = hooks.register_metrics(measured.collectors)
     return app
 
 

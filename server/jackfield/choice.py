@@ -15,6 +15,7 @@ from jackfield.engine.request import (
     TokenEvent,
 )
 from jackfield.hooks.data import Confidence
+from jackfield.metrics.requests import Timing
 from jackfield.protocol.extension import CacheReport, ChoiceReport, ConfidenceReport, EndedBy
 from jackfield.text.pieces import CallEnd, CallStart, Piece, in_parts
 from jackfield.text.separator import Separator
@@ -164,14 +165,13 @@ class Choice:
     def report(self) -> ChoiceReport:
         """How it came about; only when it has ended."""
         assert self.ended_by is not None  # noqa: S101 - the caller's promise
-        waited = self.start.waited if self.start else self.ended - self.submitted
-        prefill, decode = self._seconds(self.submitted + waited)
+        timing = self.timing
         return ChoiceReport(
             index=self.index,
             cache=self._cache_report(),
-            queue_seconds=waited,
-            prefill_seconds=prefill,
-            decode_seconds=decode,
+            queue_seconds=timing.queue,
+            prefill_seconds=timing.prefill,
+            decode_seconds=timing.decode,
             preemptions=self.finish.preemptions if self.finish else None,
             ended_by=self.ended_by,
             confidence={
@@ -181,12 +181,14 @@ class Choice:
             or None,
         )
 
-    def _seconds(self, started: float) -> tuple[float, float]:
-        """How long prompt and answer took: the engine says it, unless the answer was cut on this side."""
+    @property
+    def timing(self) -> Timing:
+        """Where the time went: the engine says it, unless the answer was cut on this side; only when it has ended."""
+        waited = self.start.waited if self.start else self.ended - self.submitted
         if self.finish:
-            return self.finish.prefill_seconds, self.finish.decode_seconds
+            return Timing(waited, self.finish.prefill_seconds, self.finish.decode_seconds)
         spoke = self.spoke or self.ended
-        return max(0.0, spoke - started), self.ended - spoke
+        return Timing(waited, max(0.0, spoke - self.submitted - waited), self.ended - spoke)
 
     def _cache_report(self) -> CacheReport | None:
         if self.start is None:

@@ -13,6 +13,7 @@ from jackfield.errors import InvalidRequestError, JackfieldError
 from jackfield.events import Event, EventBus, Level
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import LogRecord, RecordKind, RequestInfo
+from jackfield.metrics.requests import CANCELLED, RequestMetrics, Timing
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.embeddings import EmbeddingsRequest
 from jackfield.protocol.extension import CompressionReport
@@ -31,17 +32,21 @@ class Exchange:
         info: what is known of it.
         hooks: the plugins.
         events: who hears how it ended.
+        metrics: where it is counted.
         slow_seconds: a first token that takes longer is an event.
     """
 
     info: RequestInfo
     hooks: Hooks
     events: EventBus
+    metrics: RequestMetrics
     slow_seconds: float
     arrived: float = field(default_factory=time.monotonic)
     compression: CompressionReport | None = None
     backend: str = ""
     first_token_seconds: float | None = None
+    _heard: dict[int, float] = field(default_factory=dict)
+    """When each choice had its last token."""
     _ended: bool = False
 
     @classmethod
@@ -50,7 +55,7 @@ class Exchange:
         state, arrived = request.app.state, request.state
         endpoint = request.scope["path"].removeprefix("/v1")
         info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
-        return cls(info, state.hooks, state.events, state.settings.slow_seconds)
+        return cls(info, state.hooks, state.events, state.metrics.requests, state.settings.slow_seconds)
 
     def asks(self, asked: Asking | EmbeddingsRequest) -> None:
         """What the client wants has been read.
@@ -98,21 +103,31 @@ class Exchange:
         """Who was to answer could not, and somebody else does."""
         self.station("fallback", **{"from": failed, "to": backend, "reason": reason})
         self.backend = backend
+        self.metrics.fell_back(self.info.model, failed)
         title = f"{failed} could not answer, so {backend} does."
         self._tell("backend_fallback", "warning", title, {"from": failed, "to": backend, "reason": reason})
 
     def generated(self, choice: int, tokens: Sequence[TokenEvent], *, waited: float, cached: int) -> None:
         """A choice has more tokens."""
+        now = time.monotonic()
         if self.first_token_seconds is None:
             self._spoke(waited, cached)
+        if (last := self._heard.get(choice)) is not None:
+            self.metrics.went_on(self.info.model, now - last)
+        self._heard[choice] = now
         self.hooks.observe_tokens(self.info, choice, tokens)
 
     def _spoke(self, waited: float, cached: int) -> None:
         seconds = self.first_token_seconds = self.seconds
+        self.metrics.spoke(self.info.endpoint, self.info.model, seconds)
         self.station("first_token", seconds=seconds, queue_seconds=waited, cached_tokens=cached)
         if seconds > self.slow_seconds:
             data = {"first_token_seconds": seconds, "queue_seconds": waited}
             self._tell("slow", "warning", f"The first token took {seconds:.1f} seconds.", data)
+
+    def finished(self, reason: str, tokens: int, timing: Timing | None = None) -> None:
+        """A choice has come to its end, after so many tokens; the engine says where the time went."""
+        self.metrics.finished(self.info.endpoint, self.info.model, reason, tokens, timing)
 
     # --- Ends: the first one counts ------------------------------------------------------------------------------
 
@@ -121,6 +136,7 @@ class Exchange:
         if self._ends():
             told = {**data, "seconds": self.seconds, "first_token_seconds": self.first_token_seconds}
             told |= {"backend": self.backend}
+            self.metrics.succeeded(self.info.endpoint, self.info.model, told["seconds"], data["prompt_tokens"])
             compression = self.compression.model_dump() if self.compression else None
             self.station("completed", **told, compression=compression)
             self._tell("completed", "info", f"Answered in {told['seconds']:.2f} seconds.", told)
@@ -144,6 +160,7 @@ class Exchange:
             "seconds": self.seconds,
         }
         self.station("failed", **data)
+        self.metrics.ended(self.info.endpoint, self.info.model, known.status)
         level: Level = "error" if known.status >= 500 else "warning"
         # Messages may quote the request.
         told = {name: data[name] for name in ("status", "code", "type", "seconds")}
@@ -154,6 +171,7 @@ class Exchange:
         if self._ends():
             data = {"completion_tokens": completion_tokens, "seconds": self.seconds}
             self.station("cancelled", **data)
+            self.metrics.ended(self.info.endpoint, self.info.model, CANCELLED)
             self._tell("cancelled", "info", "The client hung up.", data)
 
     def _ends(self) -> bool:

@@ -27,6 +27,7 @@ from jackfield.hooks.parsers import IsolatedParser, MakeParser
 from jackfield.hooks.plugin import Plugin
 from jackfield.hooks.server import ModelInfo, plugin_data_dir
 from jackfield.hooks.specs import Backend
+from jackfield.metrics.requests import PLUGIN, RequestMetrics
 from jackfield.models.registry import Entry, Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_prompt
@@ -47,11 +48,14 @@ BEHIND_CLIENTS = 10
 class Host:
     """What plugins have in common: makes the `Server` of each."""
 
-    def __init__(self, settings: Settings, registry: Registry, hooks: Hooks, events: EventBus) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, hooks: Hooks, events: EventBus, metrics: RequestMetrics
+    ) -> None:
         self.settings = settings
         self.registry = registry
         self.hooks = hooks
         self.events = events
+        self.metrics = metrics
         self.url = ""
         self.responses = ResponseStore(
             data_dir(), max_bytes=settings.stored_responses_bytes, max_days=settings.stored_responses_days
@@ -204,9 +208,10 @@ class PluginServer:
         # Seen by no plugin, or one that asks a model about every request would never come to an end.
         unseen = given((), self._host.settings)
         exchange = Exchange(
-            RequestInfo(new_request_id(), "/chat/completions", served.id),
+            RequestInfo(new_request_id(), PLUGIN, served.id),
             unseen,
             EventBus(),
+            self._host.metrics,
             self._host.settings.slow_seconds,
         )
         document = {"model": served.id, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}

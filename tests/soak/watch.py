@@ -86,7 +86,7 @@ class Watch:
             seconds=round(answered - self.began, 2),
             waiting=series["num_requests_waiting"],
             reading=series["num_requests_reading"],
-            running=series["num_requests_running"],
+            running=series["num_requests_running"] - series["num_requests_reading"],
             kv_bytes=series["kv_cache_bytes"],
             device_bytes=series["device_memory_bytes"],
             cache_memory_bytes=series.get("prefix_cache_bytes memory", 0),
@@ -108,7 +108,8 @@ def parsed(text: str) -> Iterator[tuple[str, float]]:
         if line.startswith("jackfield_"):
             name, _, rest = line.removeprefix("jackfield_").partition("{")
             labels, _, value = rest.rpartition("} ")
-            others = [label.partition("=")[2].strip('"') for label in labels.split(",") if label[:6] != "model="]
+            pairs = [label.partition("=") for label in labels.split(",")]
+            others = [value.strip('"') for label, _, value in pairs if label != "model_name"]
             yield " ".join([name, *others]), float(value)
 
 

@@ -62,7 +62,7 @@ class Plugin:
     def register_metrics(self, registry: CollectorRegistry) -> None:
         """How scores are distributed."""
         self._scores = Histogram(
-            "jackfield_confidence_score", "Scores of answers.", ["model"], buckets=BUCKETS, registry=registry
+            "jackfield_confidence_score", "Scores of answers.", ["model_name"], buckets=BUCKETS, registry=registry
         )
 
     @hookimpl

@@ -105,8 +105,8 @@ def test_the_metrics_have_a_histogram_by_model(jackfield_server):
     scored(server, "Which city?", "Lima", -4)
     server.request("POST", "/v1/chat/completions", {"model": "other", "messages": []})
     lines = [line for line in server.get("/metrics").text.splitlines() if line.startswith("jackfield_confidence_score")]
-    assert f'jackfield_confidence_score_count{{model="{MODEL}"}} 2.0' in lines
-    assert f'jackfield_confidence_score_bucket{{le="0.1",model="{MODEL}"}} 1.0' in lines
+    assert f'jackfield_confidence_score_count{{model_name="{MODEL}"}} 2.0' in lines
+    assert f'jackfield_confidence_score_bucket{{le="0.1",model_name="{MODEL}"}} 1.0' in lines
     assert not [line for line in lines if "other" in line]
 
 

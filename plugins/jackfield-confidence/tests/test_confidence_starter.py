@@ -60,6 +60,6 @@ def test_drawing_unlikely_tokens_lowers_the_score(server: Server):
 
 def test_the_metrics_and_the_log_tell_of_it(server: Server):
     ask(server)
-    assert 'jackfield_confidence_score_count{model="starter"}' in httpx2.get(f"{server.url}/metrics").text
+    assert 'jackfield_confidence_score_count{model_name="starter"}' in httpx2.get(f"{server.url}/metrics").text
     assert logged(server, "low_confidence: An answer of starter")
     assert not [line for line in server.log if "Traceback" in line or "default weights are fitted" in line]

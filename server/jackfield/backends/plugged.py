@@ -76,6 +76,7 @@ class PluggedAnswer:
                 await answer.aclose()
         self._ended_by = self._ended_by or "stop"
         yield Delta(0, finish_reason="length" if self._ended_by == "timeout" else "stop")
+        self._exchange.finished(self._ended_by, self._tokens)
         self._exchange.completed(**self._facts())
 
     async def _next(self, answer: AsyncIterator[str]) -> str | None:

@@ -140,7 +140,7 @@ class Visit:
         if response.status_code != 200:
             return None
         lines = [line for line in response.text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
-        own = [line for line in lines if f'model="{self.model}"' in line] or lines
+        own = [line for line in lines if f'model_name="{self.model}"' in line] or lines
         return float(own[0].rsplit(" ", 1)[1]) if own else None
 
 

@@ -356,15 +356,18 @@ class Scheduler:
         if not len(self.batch):
             return
         self.batch.launch(prompt)
-        finished = []
+        finished, tokens = [], 0
         for step in self.batch.read():
             name = step.sequence.request.id
             if step.token:
                 events.append((name, step.token))
-                self.statistics.generated_tokens += 1
+                tokens += 1
             if step.finished:
                 events.append((name, step.sequence.finish(step.finished, step.sequence.failure)))
                 finished.append(step.sequence)
+        if tokens:
+            self.statistics.generated_tokens += tokens
+            self.statistics.batch_sizes[tokens] += 1
         self._retire(finished)
         self.batch.sample()
 
@@ -428,6 +431,8 @@ class Scheduler:
         counts.prompt_tokens += len(sequence.request.prompt)
         counts.cached_tokens["disk"] += use.from_disk
         counts.cached_tokens["memory"] += use.tokens - use.from_disk
+        if use.miss != "off":
+            counts.queried_tokens += len(sequence.request.prompt)
         if use.miss is None:
             counts.hits += 1
         else:
@@ -436,7 +441,7 @@ class Scheduler:
     def _count(self) -> None:
         counts, cache = self.statistics, self.prefix_cache
         counts.waiting, counts.reading, counts.running = len(self.waiting), len(self.reading), len(self.batch)
-        counts.kv_bytes = self.room.held
+        counts.kv_bytes, counts.kv_pool_bytes = self.room.held, self.guard.pool
         counts.cache_bytes = {"memory": cache.nbytes, "disk": cache.disk.nbytes if cache.disk else 0}
         counts.evictions = {"memory": cache.evictions, "disk": cache.disk.evictions if cache.disk else 0}
         counts.device_bytes = self.runner.device_bytes()

@@ -20,6 +20,10 @@ class Statistics:
     cached_tokens: Counter[str] = field(default_factory=Counter)
     """Of these, the ones the prefix cache had, by tier: ``memory``, ``disk``."""
     generated_tokens: int = 0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+    """Steps, by how many requests got a token in them."""
+    queried_tokens: int = 0
+    """Prompt tokens that were looked for in the prefix cache."""
     misses: Counter[str] = field(default_factory=Counter)
     """Requests whose prompt was not cached as a whole, by MissReason."""
     hits: int = 0
@@ -28,8 +32,12 @@ class Statistics:
     """Times that a request had to make room for others."""
     restarts: int = 0
     """Times that the engine was started anew after a failure."""
+    load_seconds: float = 0.0
+    """How long the model took to load and to generate a first token, the last time."""
     kv_bytes: int = 0
     """Keys and values of the requests being processed and answered."""
+    kv_pool_bytes: int = 0
+    """The most that keys and values, of these requests and of the prefix cache in memory, may take together."""
     cache_bytes: dict[str, int] = field(default_factory=dict)
     """Size of the prefix cache, by tier."""
     evictions: dict[str, int] = field(default_factory=dict)

@@ -112,7 +112,7 @@ class Engine:
 
     async def _start_first(self) -> bool:
         """False if something else held the worker up, which it will not do again."""
-        worker = self._employ()
+        worker, began = self._employ(), time.monotonic()
         try:
             await worker.start(overdue=self._overdue)
         except HeldUpError as error:
@@ -124,6 +124,7 @@ class Engine:
             if self.state != "stopped":
                 self.state = "failed"
             raise
+        self.statistics.load_seconds = time.monotonic() - began
         return True
 
     async def stop(self) -> None:
@@ -313,7 +314,7 @@ class Engine:
         """Employ another worker after a pause; False if it cannot work."""
         await asyncio.sleep(RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)])
         self._failures += 1
-        worker = self._employ(fresh=fresh)
+        worker, began = self._employ(fresh=fresh), time.monotonic()
         try:
             await worker.start(self._load_seconds, self._stall_seconds, self._overdue)
         except Exception as error:
@@ -322,6 +323,7 @@ class Engine:
             worker.abandon()
             return False
         self._employed = time.monotonic()
+        self.statistics.load_seconds = self._employed - began
         return True
 
     def _runs_again(self) -> None:
