@@ -16,6 +16,7 @@ from jackfield.models.device import Device, import_mlx_lm
 from jackfield.models.folder import check_folder, read_config
 from jackfield.models.headless import load_options
 from jackfield.models.memory import host_memory
+from jackfield.models.sizes import gigabytes
 
 Dtype = Literal["auto", "float32", "keep"]
 
@@ -167,7 +168,7 @@ def _prepare(model: nn.Module, config: dict[str, Any], device: Device, dtype: Dt
         _check_fits(float32_bytes(model), device)
         _to_float32(model, dequantize=True)
     elif device.kind == "cpu":
-        _check_quantized(model)
+        _check_quantized(model, limit)
         # 16-bit activations are a hundred times slower here than 32-bit ones, so scales and norms are widened at least.
         _to_float32(model, dequantize=False)
     else:
@@ -175,12 +176,12 @@ def _prepare(model: nn.Module, config: dict[str, Any], device: Device, dtype: Dt
         mx.eval(model.parameters())
 
 
-def _check_quantized(model: nn.Module) -> None:
+def _check_quantized(model: nn.Module, limit: int | None) -> None:
     if not any(_is_quantized(module) for _, module in model.named_modules()):
-        size = float32_bytes(model) / 1e9
+        available = min(host_memory().available, limit or host_memory().available)
         raise ModelLoadError(
-            f"The model needs {size:.1f} GB as float32, the only type of unquantized weights that a CPU computes fast, "
-            f"and {host_memory().available / 1e9:.1f} GB of memory are available.",
+            f"Does not fit: the model needs {gigabytes(float32_bytes(model))} as float32, the only type of unquantized "
+            f"weights that a CPU computes fast, and {gigabytes(available)} of memory are available.",
             suggestions=("Serve a quantized version of the model.", "To serve it all the same, slowly: dtype = keep"),
         )
 
