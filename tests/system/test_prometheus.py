@@ -1,4 +1,4 @@
-"""Beside Debian's Prometheus: promtool accepts what there is, alerts fire when they should, a real server is scraped."""
+"""Beside Debian's Prometheus: promtool accepts what there is, alerts fire when they should, a server is scraped."""
 
 import json
 import re
