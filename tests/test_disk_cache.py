@@ -268,6 +268,25 @@ def test_a_disk_that_takes_no_more_is_one_warning(opened, monkeypatch, caplog, c
     assert len(files(cache.folder)) == 1, "nothing half-written stays"
 
 
+def test_a_disk_with_room_again_is_written_to_again(opened, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    clock = clock_of(monkeypatch, disk_cache)
+    cache = opened()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for number in range(3):
+        with monkeypatch.context() as full:
+            full.setattr(Path, "replace", fail)
+            write(cache, record(number))
+        assert not cache.wants(record(number).key, SIZE)
+        clock.ahead += disk_cache.RETRY_SECONDS
+    write(cache, record(3))
+    assert read(cache, record(3)) == [record(3)]
+    assert [entry.levelname for entry in caplog.records] == ["WARNING", "INFO"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_warning(opened, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     cache = opened(folder=tmp_path / "file" / "cache")

@@ -11,6 +11,7 @@ it: when the disk fails, the tier turns itself off with a warning, and while it 
 
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -37,6 +38,8 @@ PATIENCE = 2.0
 """Seconds; a disk that has been at one file for longer counts as off until that ends."""
 PATIENCE_PER_BLOCK = 0.01
 """Seconds that a long reading may take on top: slower than that, a fast machine would rather compute."""
+RETRY_SECONDS = 600.0
+"""A disk that takes no more, being full perhaps, is tried again after so long."""
 LOST_KEYS = 1 << 16
 STALE_SECONDS = 3600
 """A file that is still being written after so long belongs to a server that has died."""
@@ -115,7 +118,9 @@ class DiskCache:
         self._readings: deque[Reading] = deque()
         self._deletions: deque[Key] = deque()
         self._changed = threading.Condition()
-        self._off = self._closing = self._giving_up = False
+        self._closing = self._giving_up = self._complained = False
+        self._failed = -math.inf
+        """When the disk took no more."""
         self._began: float | None = None
         """When the thread began what it is doing now, with one file or in all."""
         self._open()
@@ -216,11 +221,25 @@ class DiskCache:
         except OSError as error:
             self._turn_off(error)
 
+    @property
+    def _off(self) -> bool:
+        return time.monotonic() - self._failed < RETRY_SECONDS
+
     def _turn_off(self, error: OSError) -> None:
-        if not self._off:
-            logger.warning("The prefix cache on disk writes no more: %s", error)
-        self._off = True
+        if not self._complained:
+            logger.warning(
+                "The prefix cache on disk writes no more, but for an attempt every %g minutes: %s",
+                RETRY_SECONDS / 60,
+                error,
+            )
+        self._complained = True
+        self._failed = time.monotonic()
         self.forget_queue()
+
+    def _turn_on(self) -> None:
+        if self._complained:
+            logger.info("The prefix cache on disk writes again.")
+        self._complained = False
 
     def _run(self) -> None:
         self._guarded(partial(self._make_room, 0))
@@ -313,6 +332,7 @@ class DiskCache:
             if not path.exists() and self._make_room(size):
                 self._write(path, parts, stamp)
                 self.nbytes += size
+                self._turn_on()
             if path.exists():
                 self._held.add(record.key)
         finally:
