@@ -4,7 +4,7 @@ import json
 import threading
 
 import pytest
-from caller import BOUND, is_well, messages, post, refusal, tokens_found
+from caller import BOUND, chat, is_well, messages, post, refusal, tokens_found
 
 from serving import Server
 
@@ -46,4 +46,13 @@ def test_what_the_tokenizer_gives_up_on_is_refused(tiny_server: Server) -> None:
     """Its regular expression may take ten million steps, and no more."""
     error = refusal(tiny_server, "/v1/messages/count_tokens", messages(" " * 11_000_000 + "x"))
     assert "gives up" in error["message"]
+    is_well(tiny_server)
+
+
+def test_more_tools_than_a_grammar_can_have(tiny_server: Server) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": f"f{n}", "parameters": parameters}} for n in range(5000)]
+    error = refusal(tiny_server, "/v1/chat/completions", {**chat("hi"), "tools": tools})
+    assert "It may be too large" in error["message"]
+    assert "backtrace" not in error["message"]
     is_well(tiny_server)

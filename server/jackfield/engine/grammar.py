@@ -144,6 +144,9 @@ class GrammarCompiler:
 
 def _refusal(reason: str, param: str) -> InvalidRequestError:
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip(" ^")]
+    if reason.startswith("panic:"):
+        # An assertion of the compiler's, with a backtrace.
+        lines = ["the compiler gives up on it. It may be too large."]
     return InvalidRequestError(
         f"The grammar in {param} cannot be enforced: {' '.join(lines[:4]) or 'unknown reason'}",
         param=param,
