@@ -100,7 +100,7 @@ def test_those_that_never_read_hold_up_nobody(tiny_server: Server) -> None:
 
 def test_one_that_never_reads_is_answered_to_its_end_and_no_further(tiny_server: Server) -> None:
     """The engine does not wait for it, and then has nothing to do."""
-    with closing(stream(tiny_server, max_tokens=1000)):
+    with closing(stream(tiny_server, max_tokens=300)):
         until(tiny_server, busy=True)
         until(tiny_server, busy=False)
         is_well(tiny_server)
