@@ -33,7 +33,7 @@ def _start(asked: ChatCompletionRequest, model: ServedModel, pictures: Pictures 
     room = model.context_length - min(asked.token_limit or ANSWER_ROOM, model.context_length // 4)
 
     def fits(start: int) -> bool:
-        return len(chat_prompt(_without(asked, start), model.tokenizer, pictures).tokens) <= room
+        return len(chat_prompt(_without(asked, start), model.tokenizer, pictures, room).tokens) <= room
 
     head = _head(asked)
     starts = [head, *(i for i, one in enumerate(asked.messages) if i > head and one.role != "tool")]
