@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -118,21 +119,22 @@ def test_a_conversion_that_is_killed(tmp_path: Path) -> None:
     config = tiny_config("qwen2", len(VOCABULARY), hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
     config["head_dim"] = 512 // config["num_attention_heads"]
     file = gguf_files.write(tmp_path / "model.gguf", config, random_weights(config))
-    began = time.monotonic()
-    whole = contents(converted(file, tmp_path / "undisturbed"))
-    seconds = time.monotonic() - began
+    folder, seconds = converted(file, tmp_path / "undisturbed")
+    whole = contents(folder)
     cache, killed = tmp_path / "cache", 0
     for _ in range(ROUNDS):
         with conversion(file, cache) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(chance.uniform(0, seconds / 2))
-            killed += process.poll() is None
+            time.sleep(chance.uniform(0, seconds))
             process.kill()
-        for folder in models(cache):
+        found = models(cache)
+        killed += not found
+        for folder in found:
             assert contents(folder) == whole, "there is a model, and not all of it"
+            shutil.rmtree(folder)
     assert killed, "all were too quick"
-    assert contents(converted(file, cache)) == whole
+    assert contents(converted(file, cache)[0]) == whole
     assert [path.suffix for path in (cache / "models").iterdir() if path.name.startswith(".")] == []
 
 
@@ -141,9 +143,13 @@ def conversion(file: Path, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def converted(file: Path, cache: Path) -> Path:
+def converted(file: Path, cache: Path) -> tuple[Path, float]:
+    """The folder, and how long it took, without the start of the process."""
     with conversion(file, cache) as process:
-        return Path(process.communicate()[0].splitlines()[1])
+        assert process.stdout is not None
+        process.stdout.readline()
+        began = time.monotonic()
+        return Path(process.stdout.readline().strip()), time.monotonic() - began
 
 
 def models(cache: Path) -> list[Path]:
