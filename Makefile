@@ -150,7 +150,7 @@ $(DRIVERS): $(DRIVEN_BY) | $(TOOLS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test test-plugins test-clients test-system test-faults soak lint bench bench-engine bench-sockets clean
+.PHONY: help serve test test-plugins test-clients test-seed test-system test-faults soak lint bench bench-engine bench-sockets clean
 
 help:  ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -178,6 +178,9 @@ test-plugins: $(TOOLS)  ## the same for the official plugins, each with its own 
 
 test-clients: $(TOOLS) $(PYTHON_CLIENTS) $(NODE_CLIENTS)  ## run real assistants and SDKs against servers here, as docs/clients.md sets them up
 	@CLIENTS_DIR="$(CURDIR)/$(CLIENTS)" $(BIN)/python -m pytest tests/clients $(ARGS)
+
+test-seed: $(TOOLS)  ## the preset for Qwen2.5-Coder-32B, with a stand-in for its weights and all of its context of 32k
+	@SEED_PROMPT_TOKENS=32768 $(BIN)/python -m pytest tests/test_seed_configuration.py $(ARGS)
 
 test-system: $(TOOLS) $(PROGRAMS) $(DRIVERS)  ## run it beside Prometheus, Chromium and systemd, which are installed from Debian
 	@SYSTEM_TESTS=1 PATH="$(CURDIR)/$(SYSTEM)/usr/bin:$$PATH" $(BIN)/python -m pytest tests/system \

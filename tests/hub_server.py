@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import huggingface_hub
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+?)(/revision/(?P<revision>[^/]+))?(?P<tree>/tree/[^/]+)?")
 FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<file>.+)")
@@ -24,6 +27,10 @@ class FakeHub:
     gated: tuple[str, ...] = ()
     cut_after: dict[str, int] = field(default_factory=dict)
     """File -> bytes after which the connection breaks, every time."""
+    ends_at: dict[str, int] = field(default_factory=dict)
+    """File -> the byte that nobody gets beyond, however often they ask."""
+    tags: tuple[str, ...] = ()
+    """Of all repositories."""
     downloads: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -42,6 +49,14 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What HF_ENDPOINT does, which is read at import."""
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + template)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -70,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in self.hub.revisions:
             self._error(404, "RevisionNotFound")
         else:
-            self._json(_tree(files) if tree else _info(repository, files))
+            self._json(_tree(files) if tree else _info(repository, files, self.hub.tags))
 
     def _file(self, repository: str, name: str) -> None:
         if repository in self.hub.gated:
@@ -92,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self.hub.downloads.append(f"{name}@{start}")
-        limit = self.hub.cut_after.get(name, len(data))
+        limit = min(self.hub.cut_after.get(name, len(data)), max(0, self.hub.ends_at.get(name, len(data)) - start))
         self.wfile.write(data[start : start + limit])
         if start + limit < len(data):
             self.close_connection = True
@@ -113,8 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _info(repository: str, files: dict[str, bytes]) -> dict[str, object]:
-    return {"id": repository, "sha": COMMIT, "private": False, "siblings": [{"rfilename": name} for name in files]}
+def _info(repository: str, files: dict[str, bytes], tags: tuple[str, ...]) -> dict[str, object]:
+    siblings = [{"rfilename": name} for name in files]
+    return {"id": repository, "sha": COMMIT, "private": False, "siblings": siblings, "tags": list(tags)}
 
 
 def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
@@ -122,4 +138,7 @@ def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
 
 
 def _digest(data: bytes) -> str:
+    """Of large files SHA-256, as the Hub has it, and of small ones another."""
+    if len(data) > 1_000_000:
+        return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()

@@ -1,5 +1,7 @@
 """Models from the Hugging Face Hub, here one in memory."""
 
+import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from hub_server import COMMIT, FakeHub, serve
+from hub_server import COMMIT, FakeHub, serve, use
 from jackfield.errors import ModelLoadError
 from jackfield.models.hub import Hub
 from jackfield.models.progress import SILENT
@@ -38,14 +40,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with serve(FakeHub({NAME: dict(FILES)})) as server:
         use(monkeypatch, server.url)
         yield server
-
-
-def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """What HF_ENDPOINT does, which is read at import."""
-    constants = huggingface_hub.constants
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + template)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 def fetch(name: str = NAME, cache: Path = Path("unused")) -> Path:
@@ -151,6 +145,41 @@ def test_an_interrupted_download_does_not_pass_for_a_model_offline(
     use(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(ModelLoadError):
         fetch()
+
+
+def partial(tmp_path: Path) -> Path:
+    """Where a part of the weights would be."""
+    blobs = tmp_path / "hf" / "models--acme--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    return blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}.incomplete"
+
+
+def test_only_the_rest_of_what_an_earlier_attempt_left_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
+    partial(tmp_path).write_bytes(WEIGHTS[:4_000_000])
+    assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
+    assert [name for name in hub.downloads if name.startswith("model")] == ["model.safetensors@4000000"]
+    assert not list((tmp_path / "hf").rglob("*.incomplete"))
+
+
+def test_what_is_longer_than_the_file_is_thrown_away(hub: FakeHub, tmp_path: Path) -> None:
+    partial(tmp_path).write_bytes(WEIGHTS + b"more")
+    assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_what_is_no_part_of_the_file_is_thrown_away(hub: FakeHub, tmp_path: Path) -> None:
+    partial(tmp_path).write_bytes(bytes(1000))
+    with pytest.raises(ModelLoadError, match="damaged"):
+        fetch()
+    assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_what_another_process_downloads_is_not_written_by_two(hub: FakeHub, tmp_path: Path) -> None:
+    part = partial(tmp_path)
+    with part.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
+    assert part.read_bytes() == b""
+    assert "model.safetensors@0" in hub.downloads
 
 
 def test_progress_counts_every_byte_once(hub: FakeHub) -> None:

@@ -279,6 +279,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "test",
         "test-plugins",
         "test-clients",
+        "test-seed",
         "test-system",
         "test-faults",
         "soak",

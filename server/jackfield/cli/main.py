@@ -10,6 +10,7 @@ from jackfield import __version__
 from jackfield import settings as configuration
 from jackfield.cli.config import config
 from jackfield.cli.doctor import doctor
+from jackfield.cli.models import models
 from jackfield.cli.monitoring import monitoring
 from jackfield.cli.plugins import plugins
 from jackfield.cli.serve import serve
@@ -67,6 +68,7 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(doctor)
+main.add_command(models)
 main.add_command(plugins)
 main.add_command(config)
 main.add_command(service)

@@ -9,6 +9,7 @@ from pathlib import Path
 from jackfield.errors import ModelLoadError
 from jackfield.models.convert import VERSION, convert
 from jackfield.models.progress import Progress
+from jackfield.models.quantized import write_origin
 from jackfield.models.store import build_once, require_space
 
 
@@ -30,6 +31,7 @@ class GGUFFile:
         def build(folder: Path) -> None:
             require_space(folder, status.st_size)
             convert(path, folder, progress)
+            write_origin(folder, str(path))
 
         build_once(target, build, progress)
         _remove_older(target, f"gguf-{stem}-{place}-")

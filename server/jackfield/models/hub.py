@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import DryRunFileInfo, HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from jackfield.errors import ModelLoadError
+from jackfield.models.downloads import download
 from jackfield.models.folder import check_folder, read_config
 from jackfield.models.progress import Progress, Task
 from jackfield.models.store import disk_error
@@ -52,6 +53,7 @@ class Hub:
             folder = _download(repository, revision, ("config.json",), None)
             check_folder(folder, weights=False)
             with progress.task(f"Downloading {name}") as task:
+                download(repository, _listed(repository, revision) or (), task)
                 folder = _download(repository, revision, WANTED, task)
             if (folder / "modules.json").exists():
                 _download(repository, revision, (POOLING,), None, unwanted=())
@@ -106,9 +108,33 @@ def _cached(repository: str, revision: str) -> Path | None:
     return folder
 
 
-def _missing_bytes(repository: str, revision: str) -> int | None:
+def files(name: str) -> tuple[tuple[str, int], ...] | None:
+    """Names and bytes of what would be downloaded of ``org/name[@revision]``; None if the Hub cannot be asked."""
+    repository, _, revision = name.partition("@")
+    found = _listed(repository, revision)
+    return None if found is None else tuple(sorted((file.filename, file.file_size or 0) for file in found))
+
+
+def licence(name: str) -> str | None:
+    """What the Hub says of a model's licence; None if it says nothing, or cannot be asked."""
+    repository, _, revision = name.partition("@")
     try:
-        files = snapshot_download(
+        tags = HfApi().model_info(repository, revision=revision or None).tags or []
+    except (HfHubHTTPError, OSError, ValueError):
+        logger.debug("the Hub does not tell the licence of %s", repository, exc_info=True)
+        return None
+    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
+
+
+def _missing_bytes(repository: str, revision: str) -> int | None:
+    found = _listed(repository, revision)
+    return None if found is None else sum(file.file_size or 0 for file in found if file.will_download)
+
+
+def _listed(repository: str, revision: str) -> list[DryRunFileInfo] | None:
+    """The files of a repository that are served; None if the Hub cannot be asked."""
+    try:
+        return snapshot_download(
             repository,
             revision=revision or None,
             allow_patterns=list(WANTED),
@@ -119,7 +145,6 @@ def _missing_bytes(repository: str, revision: str) -> int | None:
     except (HfHubHTTPError, OSError):  # config.json came from the cache
         logger.debug("the Hub does not tell the files of %s", repository, exc_info=True)
         return None
-    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def _download(
@@ -234,7 +259,7 @@ def _failed(repository: str, revision: str, error: Exception) -> ModelLoadError:
         return _no_repository(repository, revision, error)
     return ModelLoadError(
         f"The download of {repository} failed: {type(error).__name__}: {error}",
-        suggestions=("Try again: what was downloaded wholly is kept.", "Check the network."),
+        suggestions=("Try again: what was downloaded is kept.", "Check the network."),
     )
 
 

@@ -34,6 +34,7 @@ from jackfield.models.folder import read_json
 from jackfield.models.loading import Network, load_network
 from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan, plan_architecture, plan_network
+from jackfield.models.quantized import recipe
 from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
@@ -145,6 +146,8 @@ def plan_options(settings: Settings) -> dict[str, Any]:
 
 def model_id(name: str) -> str:
     """What clients call the model: a Hugging Face name as it is, else the folder's or file's own name."""
+    if (made := recipe(name)) is not None:
+        return f"{model_id(made.source)}:{made.tag}"
     path = Path(name)
     return path.resolve().name.removesuffix(".gguf") if path.exists() else name
 

@@ -5,6 +5,7 @@
 ``path/to/model.gguf``    a GGUF file, converted into the cache
 ``path/to/folder``        a folder in MLX or Hugging Face layout
 ``org/name[@revision]``   a repository on the Hugging Face Hub, unless there is such a folder
+``NAME:4bit``             one of these, quantized here with ``jackfield models quantize``
 ========================= ==================================================================
 """
 
@@ -16,6 +17,7 @@ from jackfield.models.folder import Folder
 from jackfield.models.gguf_source import GGUFFile
 from jackfield.models.hub import Hub
 from jackfield.models.progress import SILENT, Progress
+from jackfield.models.quantized import Quantized
 from jackfield.models.starter import Starter
 
 
@@ -35,7 +37,7 @@ class Source(Protocol):
         ...
 
 
-SOURCES: tuple[Source, ...] = (Starter(), GGUFFile(), Folder(), Hub())
+SOURCES: tuple[Source, ...] = (Starter(), Quantized(), GGUFFile(), Folder(), Hub())
 
 
 def resolve(name: str, *, cache: Path, progress: Progress = SILENT, sources: tuple[Source, ...] = SOURCES) -> Path:
