@@ -19,8 +19,8 @@ CACHE_BYTES = 16 << 20
 FIRST_SECONDS = 60.0
 """Much happens for the first time only: what this while leaves behind is what the rest may leave. After less than it,
 memory has not come to rest, and tells nothing."""
-GROWTH = 1.1
-"""Of resident memory that is idle: allocators keep some of what they had."""
+GROWTH = 1.25
+"""Of resident memory at rest, which goes up and down by tens of megabytes with what allocators keep just then."""
 
 
 def test_mixed_load_leaves_nothing_behind(tiny_model: Path, tmp_path: Path) -> None:
