@@ -259,6 +259,15 @@ def test_a_folder_and_a_new_one(tiny_model: Path, tmp_path: Path, cache: Path) -
     assert "is quantized already, to 8 bits" in again.stderr
 
 
+def test_an_embedding_model_keeps_how_it_pools(tiny_embedder: Path, tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / tiny_embedder.name
+    assert models("quantize", tiny_embedder, "--out", out).exit_code == 0
+    kept = Path("1_Pooling", "config.json")
+    assert (out / kept).read_bytes() == (tiny_embedder / kept).read_bytes()
+    assert "embeddings" in facts("info", out)["capabilities"]
+    assert not (out / "jackfield.json").exists()
+
+
 def test_weights_are_written_in_several_files_if_they_are_large(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -274,7 +274,8 @@ def quantize(name: str, bits: str, group_size: str, out: Path | None, config: Pa
 
     def build(folder: Path) -> None:
         quantize(source, folder, bits=recipe.bits, group_size=recipe.group_size, progress=RichProgress())
-        write_origin(folder, recipe.name)
+        if out is None:
+            write_origin(folder, recipe.name)
 
     build_once(target, build, RichProgress())
     if out:

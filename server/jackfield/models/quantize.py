@@ -18,13 +18,14 @@ from mlx.utils import tree_flatten
 from jackfield.errors import ModelLoadError
 from jackfield.models import loading
 from jackfield.models.folder import check_folder, read_config
+from jackfield.models.hub import POOLING
 from jackfield.models.progress import Progress
 from jackfield.models.store import require_space
 
 SHARD_GB = 2
 """Weights are written in files of this size (GiB): so much of them is in memory at the same time."""
 INDEX = "model.safetensors.index.json"
-TAKEN = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model", "README.md", "LICENSE*")
+TAKEN = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model", "README.md", "LICENSE*", POOLING)
 """Files that go along as they are; config.json and the weights' index do not."""
 
 
@@ -120,5 +121,7 @@ def _write_config(weights: Weights, target: Path) -> None:
 def _take_along(source: Path, target: Path) -> None:
     for pattern in TAKEN:
         for file in source.glob(pattern):
-            if not (target / file.name).exists():
-                shutil.copyfile(file, target / file.name)
+            copy = target / file.relative_to(source)
+            if not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
