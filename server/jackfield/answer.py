@@ -181,6 +181,10 @@ class Answer:
     def cancel(self) -> None:
         """Stop the work on every choice that has not ended."""
         self.exchange.cancelled(sum(choice.generated for choice in self._choices))
+        self.stop()
+
+    def stop(self) -> None:
+        """The engine need not go on; harmless once it has ended."""
         self.model.engine.cancel([choice.request.id for choice in self._choices])
 
     def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
@@ -206,4 +210,5 @@ class Answer:
             backend=self.exchange.backend,
             choices=[choice.report() for choice in self._choices],
             compression=self.exchange.compression,
+            attempts=self.exchange.attempts or None,
         )

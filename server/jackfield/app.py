@@ -30,6 +30,7 @@ from jackfield.api.responses.create import create_response
 from jackfield.api.responses.stored import cancel_response, input_items, stored_response
 from jackfield.api.status import health, ready
 from jackfield.api.tokens import apply_template, detokenize, tokenize, tokenizer_info
+from jackfield.backends.collector import RouteCollector, UpstreamCollector
 from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
 from jackfield.events import EventBus
 from jackfield.exchange import Exchange
@@ -114,6 +115,8 @@ def create_app(
     app.state.host = host
     app.state.drain = host.drain
     app.state.metrics = measured
+    measured.collectors.register(UpstreamCollector(host.upstreams))
+    measured.collectors.register(RouteCollector(host.attempts))
     app.state.plugged_collectors = hooks.register_metrics(measured.collectors)
     return app
 

@@ -200,6 +200,66 @@ class ShuttingDownError(UnavailableError):
         )
 
 
+class ElsewhereError(InvalidRequestError):
+    """The model is not here: other servers answer for it, and not everything can be asked of them."""
+
+    code = "unsupported_value"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model!r} is answered by other servers, which this cannot be asked of.",
+            param="model",
+            suggestions=("Ask that server itself.", "Name a model that is served here, see GET /v1/models."),
+        )
+
+
+class NoBackendError(UnavailableError):
+    """Nobody in the model's route can answer now."""
+
+    code = "no_backend"
+
+
+class UpstreamError(JackfieldError):
+    """Another server that was to answer failed, or what it said makes no sense."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """Another server took too long."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamBusyError(UnavailableError):
+    """Another server has no room at the moment, or is left alone after it has failed."""
+
+    code = "upstream_unavailable"
+
+
+class UpstreamLimitError(UpstreamBusyError):
+    """Another server lets us ask no more often."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "upstream_rate_limit"
+
+
+class LoopError(JackfieldError):
+    """Servers ask each other in a circle."""
+
+    status = 508
+    code = "upstream_loop"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request has come back to a server that has passed it on.",
+            suggestions=("Let the routes of two servers not lead to each other for the same model.",),
+        )
+
+
 class EngineError(UnavailableError):
     """The engine failed while it worked on the request."""
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import HTTPConnection
 
@@ -16,7 +16,7 @@ from jackfield.hooks.data import LogRecord, RecordKind, RequestInfo
 from jackfield.metrics.requests import CANCELLED, RequestMetrics, Timing
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.embeddings import EmbeddingsRequest
-from jackfield.protocol.extension import CompressionReport
+from jackfield.protocol.extension import AttemptReport, CompressionReport
 
 
 def new_request_id() -> str:
@@ -44,10 +44,13 @@ class Exchange:
     arrived: float = field(default_factory=time.monotonic)
     compression: CompressionReport | None = None
     backend: str = ""
+    attempts: list[AttemptReport] = field(default_factory=list)
+    """Along the model's route, if it has one."""
     first_token_seconds: float | None = None
     _heard: dict[int, float] = field(default_factory=dict)
     """When each choice had its last token."""
     _ended: bool = False
+    _received: bool = False
 
     @classmethod
     def of(cls, request: HTTPConnection) -> "Exchange":
@@ -93,6 +96,16 @@ class Exchange:
         """Tell those who log."""
         if self.hooks.has("log_record"):
             self.hooks.log(LogRecord(kind, self.info, data))
+
+    def received(self, **facts: Any) -> None:
+        """It is known what the request asks for; once is enough, whoever answers."""
+        if not self._received:
+            self._received = True
+            self.station("received", **facts)
+
+    def tried(self, backend: str, outcome: Literal["answered", "skipped", "failed"], reason: str | None) -> None:
+        """One way of the model's route did so; the reason is a word of our own or an error's code."""
+        self.attempts.append(AttemptReport(backend=backend, outcome=outcome, reason=reason))
 
     def answered_by(self, backend: str, reason: str) -> None:
         """Somebody was chosen to answer."""

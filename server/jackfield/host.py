@@ -1,7 +1,9 @@
 """The server as one plugin sees it."""
 
 import asyncio
+import secrets
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from jackfield.api.form import ChatForm
 from jackfield.api.generation import engine_requests
 from jackfield.backends.cascade import Cascade
 from jackfield.backends.plugged import PluggedAnswer
+from jackfield.backends.upstream import Upstream
 from jackfield.choice import Delta
 from jackfield.drain import Drain
 from jackfield.engine.statistics import Statistics
@@ -35,11 +38,9 @@ from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.recent_items import RecentItems
 from jackfield.response_store import ResponseStore
 from jackfield.settings import Settings
+from jackfield.settings.upstreams import OWN, Route
 from jackfield.tools.formats import AUTO, HERMES, NAMES, CallFormat, format_of, named
 from jackfield.vision.pictures import Pictures
-
-OWN = "mlx"
-"""The backend that is always there."""
 
 BEHIND_CLIENTS = 10
 """Priority of what plugins ask for: clients wait already."""
@@ -57,12 +58,17 @@ class Host:
         self.events = events
         self.metrics = metrics
         self.url = ""
+        self.id = secrets.token_hex(8)
+        """This server, to others that requests are passed on to."""
         self.responses = ResponseStore(
             data_dir(), max_bytes=settings.stored_responses_bytes, max_days=settings.stored_responses_days
         )
         self.recent_items = RecentItems()
         self.drain = Drain(registry)
         self.backends = hooks.backends(self.server, [OWN])
+        self.attempts: Counter[tuple[str, str, str, str]] = Counter()
+        """Along routes: model, backend, outcome and reason, which are names from the settings and words of our own."""
+        self.upstreams = {name: Upstream(name, one) for name, one in settings.upstreams.items()}
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -90,6 +96,8 @@ class Host:
         for model in self.registry:
             self.emit(Event("model_unloaded", "info", f"{model.id} is unloaded.", model.id))
         await self.hooks.shutdown(self.server)
+        for upstream in self.upstreams.values():
+            await upstream.close()
 
     def _check_parser(self) -> None:
         name, known = self.settings.tool_parser, [AUTO, *NAMES, *self._parsers]
@@ -105,6 +113,11 @@ class Host:
             return (format_of(tokenizer.template) if name == AUTO else named(name)), None
         plugin, make = self._parsers[name]
         return HERMES, partial(IsolatedParser, make, plugin=plugin, hooks=self.hooks) if plugin.active else None
+
+    def route(self, entry: Entry) -> Route:
+        """The ways that a model's requests may go; none: the engine here answers."""
+        own = self.settings.models.get(entry.id)
+        return own.route if own else ()
 
     async def backend(self, request: RequestInfo) -> tuple[str, str]:
         """Who is to answer a request, and why: ``mlx``, the engine here, or somebody whom a plugin brings."""

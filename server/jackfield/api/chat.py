@@ -1,5 +1,6 @@
 """``POST /v1/chat/completions``."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from jackfield.answer import Answer
 from jackfield.api.choices import ChoicesReply
 from jackfield.api.conversation import Conversation
 from jackfield.api.logprobs import token_logprob
-from jackfield.api.reply import respond
+from jackfield.api.respond import respond
 from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
 from jackfield.exchange import Exchange
@@ -46,6 +47,7 @@ class _ChatReply(ChoicesReply[ChatCompletionRequest]):
     def __init__(self, asked: ChatCompletionRequest, model: ServedModel, exchange: Exchange, host: Host) -> None:
         super().__init__(asked, model, exchange, host)
         self._conversation = Conversation(asked, model, exchange, host)
+        self._calls: defaultdict[int, int] = defaultdict(lambda: -1)
 
     async def prepare(self) -> None:
         """Make the prompt first."""
@@ -54,9 +56,7 @@ class _ChatReply(ChoicesReply[ChatCompletionRequest]):
         await super().prepare()
 
     def ask(self) -> Answer:
-        answer = self._conversation.ask(self.id)
-        self._calls = [-1] * len(answer.requests)
-        return answer
+        return self._conversation.ask(self.id)
 
     @property
     def plain(self) -> bool:

@@ -1,5 +1,6 @@
 """``POST /v1/completions``, the older endpoint: plain text in, plain text out."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request
@@ -9,10 +10,12 @@ from jackfield.answer import Answer
 from jackfield.api.choices import ChoicesReply
 from jackfield.api.form import constraint_of
 from jackfield.api.generation import engine_requests
-from jackfield.api.reply import respond
+from jackfield.api.respond import respond
 from jackfield.api.token_ids import known_tokens
 from jackfield.choice import Delta
 from jackfield.engine.request import TokenEvent
+from jackfield.exchange import Exchange
+from jackfield.host import Host
 from jackfield.middle import Middle, ending, filler
 from jackfield.models.fim import FillInTheMiddle
 from jackfield.models.registry import ServedModel
@@ -43,6 +46,11 @@ class _CompletionReply(ChoicesReply[CompletionRequest]):
     whole = Completion
     chunk = CompletionChunk
 
+    def __init__(self, asked: CompletionRequest, model: ServedModel, exchange: Exchange, host: Host) -> None:
+        super().__init__(asked, model, exchange, host)
+        self._echoes: defaultdict[int, str] = defaultdict(str)
+        self._offsets: defaultdict[int, int] = defaultdict(int)
+
     @property
     def plain(self) -> bool:
         return self.asked.logprobs is None
@@ -61,8 +69,8 @@ class _CompletionReply(ChoicesReply[CompletionRequest]):
             grammar=constraint_of(asked, self.model),
             prompt_logprobs=bool(asked.echo and asked.logprobs is not None),
         )
-        self._echoes = [self._echo(prompt) for prompt in asked.prompts for _ in range(each)]
-        self._offsets = [0] * len(requests)
+        echoes = [self._echo(prompt) for prompt in asked.prompts for _ in range(each)]
+        self._echoes.update(enumerate(echoes))
         if fim:
             return Middle(self.model, ending(requests, fim), self.exchange, asked.stops, each=each)
         return Answer(self.model, requests, self.exchange, asked.stops, each=each)

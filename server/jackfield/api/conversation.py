@@ -7,6 +7,7 @@ from typing import Any
 from jackfield.answer import Answer
 from jackfield.api.form import ChatForm
 from jackfield.api.generation import engine_requests
+from jackfield.backends.remote import RemoteModel
 from jackfield.compression import compress
 from jackfield.exchange import Exchange
 from jackfield.host import Host
@@ -41,6 +42,9 @@ class Conversation:
         Raises:
             InvalidRequestError: the model's template refuses the conversation, or an image cannot be read.
         """
+        if isinstance(self._model, RemoteModel):
+            # Whoever answers has the template.
+            return
         tokenizer, images = self._model.tokenizer, self._model.images
         pictures = None if images is None else await images.read(self.asked)
         shortens = self._exchange.hooks.has("compress_context")

@@ -15,9 +15,9 @@ from jackfield.api.borrowing import borrow
 from jackfield.api.token_ids import known_tokens
 from jackfield.errors import ContextLengthExceededError, InvalidRequestError
 from jackfield.exchange import Exchange
-from jackfield.host import OWN
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.embeddings import Embedding, EmbeddingList, EmbeddingsRequest, EmbeddingUsage
+from jackfield.settings.upstreams import OWN
 from jackfield.vectors import Vectors
 
 

@@ -9,7 +9,7 @@ from jackfield.answer import Answer
 from jackfield.api.choices import ChoicesReply, ChunkChoice
 from jackfield.api.form import constraint_of
 from jackfield.api.generation import engine_requests
-from jackfield.api.reply import respond
+from jackfield.api.respond import respond
 from jackfield.choice import Delta
 from jackfield.middle import Middle, ending, filler
 from jackfield.protocol.base import JsonObject

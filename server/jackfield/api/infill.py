@@ -12,7 +12,8 @@ from jackfield.answer import Answer, by_choice
 from jackfield.api import sse
 from jackfield.api.form import constraint_of
 from jackfield.api.generation import engine_requests
-from jackfield.api.reply import Reply, respond
+from jackfield.api.reply import Reply
+from jackfield.api.respond import respond
 from jackfield.choice import Delta
 from jackfield.engine.infill import InfillProcessor
 from jackfield.engine.request import GenerationRequest
@@ -47,6 +48,9 @@ async def infill(request: Request) -> Response:
 
 
 class _InfillReply(Reply[InfillRequest]):
+    # Other servers have no words for most of it.
+    elsewhere = False
+
     @property
     def plain(self) -> bool:
         # Nor can files be told of in OpenAI's words, or a prompt be read ahead.

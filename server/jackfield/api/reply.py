@@ -1,4 +1,4 @@
-"""What all endpoints that generate do alike: read a request, and send its answer whole or as a stream."""
+"""What the answers of all endpoints that generate have in common."""
 
 import asyncio
 import json
@@ -8,21 +8,20 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-
 from jackfield.answer import Answer
-from jackfield.api import body, sse
-from jackfield.api.borrowing import borrow
-from jackfield.backends.cascade import Cascade
+from jackfield.api import sse
+from jackfield.backends.begun import AnyAnswer
+from jackfield.backends.remote import RemoteModel
+from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
-from jackfield.errors import JackfieldError
+from jackfield.errors import ElsewhereError, JackfieldError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import TextDelta
-from jackfield.host import OWN, Host
+from jackfield.host import Host
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import AnswerModel, JsonObject
+from jackfield.settings.upstreams import OWN
 from jackfield.text.pieces import Piece
 
 Asked = TypeVar("Asked", bound=Asking)
@@ -39,7 +38,11 @@ class Reply(ABC, Generic[Asked]):
         host: the server.
     """
 
-    answer: Answer | Cascade
+    answer: AnyAnswer
+    routed = False
+    """Whether a route has led here, which is told of by those who followed it."""
+    elsewhere = True
+    """Whether other servers can be asked for such an answer."""
 
     def __init__(self, asked: Asked, model: ServedModel, exchange: Exchange, host: Host) -> None:
         self.asked = asked
@@ -84,14 +87,29 @@ class Reply(ABC, Generic[Asked]):
 
     async def prepare(self) -> None:
         """Find out what has to be done, and who does it."""
+        if isinstance(self.model, RemoteModel):
+            self._ask_elsewhere(self.model)
+            return
         # Templates, tokens and grammars take their time.
         self.answer = own = await asyncio.to_thread(self.ask)
-        self.exchange.station("received", **self.facts())
+        self.exchange.received(**self.facts())
         name, reason = await self.host.backend(self.exchange.info)
-        self.exchange.answered_by(name, reason)
+        if name != OWN or not self.routed:
+            self.exchange.answered_by(name, reason)
         if name != OWN:
             plain = self.plain and len(own.requests) == 1 and own.requests[0].grammar is None and not own.parsed
             self.answer = self.host.plugged(name, own, self.document(), plain=plain)
+
+    def _ask_elsewhere(self, model: RemoteModel) -> None:
+        if not self.elsewhere:
+            raise ElsewhereError(model.id)
+        self.answer = UpstreamAnswer(model.question, self.document(), self.exchange, self.host.drain)
+        self.exchange.received(**self.facts())
+
+    def give_up(self) -> None:
+        """Somebody else is to answer."""
+        if hasattr(self, "answer"):
+            self.answer.stop()
 
     async def parts(self) -> list[Delta]:
         """All of the answer, once it is there."""
@@ -127,33 +145,3 @@ class Reply(ABC, Generic[Asked]):
             return piece
         delta = await self.exchange.hooks.transform_delta(self.exchange.info, TextDelta(index, piece))
         return delta.text
-
-
-async def respond(request: Request, asks: type[Asked], reply: type[Reply[Asked]]) -> Response:
-    """Answer a request."""
-    exchange = Exchange.of(request)
-    try:
-        async with request.app.state.drain.interrupting():
-            whole = await body.whole(request)
-            prepared = await body.unless_gone(request, _prepare(request, whole, asks, reply, exchange))
-        prepared.answer.admit()
-    except ClientDisconnect:
-        exchange.cancelled(0)
-        raise
-    except Exception as error:
-        exchange.failed(error)
-        raise
-    if prepared.asked.stream:
-        return sse.respond(prepared.stream(), prepared.host.settings.heartbeat)
-    completion = await body.unless_gone(request, prepared.collect())
-    return Response(completion.to_json(), media_type="application/json")
-
-
-async def _prepare(
-    request: Request, whole: bytes, asks: type[Asked], reply: type[Reply[Asked]], exchange: Exchange
-) -> Reply[Asked]:
-    asked = await body.read(whole, asks, exchange)
-    model = await borrow(request, asked.model or None)
-    prepared = reply(asked, model, exchange, request.app.state.host)
-    await prepared.prepare()
-    return prepared

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from jackfield.answer import Answer, Progress
-from jackfield.backends.cascade import Cascade
+from jackfield.answer import Progress
+from jackfield.backends.begun import AnyAnswer
 from jackfield.choice import Delta
-from jackfield.errors import JackfieldError, ShuttingDownError
+from jackfield.errors import JackfieldError, ShuttingDownError, UpstreamBusyError, UpstreamError
 from jackfield.protocol.base import AnswerModel
 from jackfield.text.pieces import CallStart
 
@@ -46,13 +46,14 @@ def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceRespon
     )
 
 
-async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes | JackfieldError, None]:
+async def deltas(answer: AnyAnswer) -> AsyncGenerator[Delta | bytes | JackfieldError, None]:
     """An answer's deltas, with comments on the prompt's progress between them; the work stops with the iteration.
 
     When the engine fails before anything was said, the error is all there is. Later it cannot be told without harm,
     since clients repeat the whole request (and tools they have run already), so the answer ends as cut off. When it
-    is the server that ends, the error is told in the middle too, so that nobody takes a part for the whole: a request
-    that is repeated does not fail again. Only an answer with calls, which may have been run, ends as cut off even then.
+    is the server that ends, or an upstream that breaks off, the error is told in the middle too, so that nobody takes a
+    part for the whole: a request that is repeated does not fail again, or goes another way. Only an answer with calls,
+    which may have been run, ends as cut off even then.
     """
     begun = called = False
     last = time.monotonic()
@@ -69,11 +70,12 @@ async def deltas(answer: Answer | Cascade) -> AsyncGenerator[Delta | bytes | Jac
         failure = _expected(error)
         answer.exchange.failed(failure)
         ends = isinstance(failure, ShuttingDownError)
-        if not begun or (ends and not called):
+        told = ends or isinstance(failure, UpstreamError | UpstreamBusyError)
+        if not begun or (told and not called):
             yield failure
             return
         logger.warning("A stream ends early: %s", failure.message)
-        if ends:
+        if told:
             yield comment(failure.message)
         for delta in answer.cut_off("shutdown" if ends else "error"):
             yield delta

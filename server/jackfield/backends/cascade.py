@@ -98,6 +98,10 @@ class Cascade:
         """Nobody listens any more."""
         self._current.cancel()
 
+    def stop(self) -> None:
+        """Somebody else is to answer."""
+        self._current.stop()
+
     def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say when nothing more comes."""
         return self._current.cut_off(by)

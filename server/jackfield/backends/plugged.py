@@ -122,6 +122,9 @@ class PluggedAnswer:
         """Nobody listens any more."""
         self._exchange.cancelled(self._tokens)
 
+    def stop(self) -> None:
+        """It ends with the iteration."""
+
     def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say when nothing more comes."""
         self._ended_by = by
@@ -152,6 +155,7 @@ class PluggedAnswer:
             backend=self._exchange.backend,
             choices=[report],
             compression=self._exchange.compression,
+            attempts=self._exchange.attempts or None,
         )
 
     def _facts(self) -> dict[str, object]:

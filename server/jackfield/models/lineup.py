@@ -21,6 +21,7 @@ from jackfield.models.registry import Entry, Registry, ServedModel
 from jackfield.models.service import Tell, model_id, open_model, plan_folder
 from jackfield.models.shelf import OnDemand
 from jackfield.settings import ModelSettings, Settings
+from jackfield.settings.upstreams import stays_here
 
 Fetch = Callable[[str, Progress], Path]
 """From a model's name to its folder."""
@@ -80,7 +81,7 @@ class Lineup:
         for entry in self.registry.entries:
             if entry in self._first:
                 await self._shelf.load(entry)
-            else:
+            elif not entry.remote:
                 await asyncio.to_thread(self._look_at, entry)
         self._shelf.watch()
 
@@ -129,6 +130,9 @@ def at_start(settings: Settings) -> list[str]:
 
 
 def _starts(settings: Settings, name: str) -> bool:
+    own = settings.models.get(name)
+    if own is not None and not stays_here(own.route):
+        return False
     return name == settings.model or (name in settings.models and settings.models[name].pinned)
 
 
@@ -145,7 +149,13 @@ def _entry(settings: Settings, name: str) -> Entry:
         adapters=tuple(settings.of_model(name).adapters),
         pinned=own.pinned,
         unload_after=own.unload_after or settings.unload_after,
+        remote=not stays_here(own.route),
     )
+
+
+def remote_entries(settings: Settings) -> list[Entry]:
+    """The models that are not here at all."""
+    return [entry for name in settings.models if (entry := _entry(settings, name)).remote]
 
 
 class _Watched:

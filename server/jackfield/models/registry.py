@@ -9,7 +9,14 @@ from typing import Any, Literal, Protocol
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.request import Adapter
 from jackfield.engine.thread import Engine
-from jackfield.errors import ConfigurationError, InUseError, InvalidRequestError, ModelLoadError, ModelNotFoundError
+from jackfield.errors import (
+    ConfigurationError,
+    ElsewhereError,
+    InUseError,
+    InvalidRequestError,
+    ModelLoadError,
+    ModelNotFoundError,
+)
 from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.fim import FillInTheMiddle, fill_in_the_middle
 from jackfield.models.plan import MemoryPlan
@@ -64,7 +71,7 @@ class ServedModel:
         return fill_in_the_middle(self.tokenizer)
 
 
-State = Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed"]
+State = Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed", "remote"]
 
 
 @dataclass(eq=False)
@@ -92,6 +99,8 @@ class Entry:
     created: int = field(default_factory=lambda: int(time.time()))
     profile: Profile | None = None
     """What it can do, as soon as that is known."""
+    remote: bool = False
+    """It is not here at all: other servers answer for it."""
 
     @property
     def state(self) -> State:
@@ -100,6 +109,8 @@ class Entry:
             return self.served.engine.state
         if self.loading:
             return "loading"
+        if self.remote:
+            return "remote"
         return "failed" if self.failure else "unloaded"
 
 
@@ -257,11 +268,13 @@ class Registry:
 
         Raises:
             ModelNotFoundError: as for `entry`.
-            InvalidRequestError: as for `entry`.
+            InvalidRequestError: as for `entry`, or other servers answer for it.
             ModelLoadError: it cannot be loaded.
             UnavailableError: there is no room for it at the moment.
         """
         entry = self.entry(name)
+        if entry.remote:
+            raise ElsewhereError(entry.id)
         entry.loans += 1
         try:
             model = entry.served or await self._shelf.load(entry)

@@ -83,10 +83,22 @@ class ChoiceReport(AnswerModel):
     """By plugin; absent when none has an opinion."""
 
 
+class AttemptReport(AnswerModel):
+    """How one way of a model's route did."""
+
+    never_null: ClassVar = ("reason",)
+
+    backend: str
+    """``mlx``, or an upstream by name."""
+    outcome: Literal["answered", "skipped", "failed"]
+    reason: str | None = None
+    """The condition that was not met, or the error's code; absent for who answered."""
+
+
 class Extension(AnswerModel):
     """All there is to say about an answer; clients must expect more keys here."""
 
-    never_null: ClassVar = ("compression",)
+    never_null: ClassVar = ("compression", "attempts")
 
     request_id: str
     """As in the header ``X-Request-ID``."""
@@ -95,3 +107,5 @@ class Extension(AnswerModel):
     choices: list[ChoiceReport]
     compression: CompressionReport | None = None
     """Absent when the model saw the whole conversation."""
+    attempts: list[AttemptReport] | None = None
+    """All that were asked or left out, in order; absent when the model has no route."""

@@ -16,8 +16,8 @@ class ModelReport(AnswerModel):
 
     never_null: ClassVar = ("capabilities", "weights_bytes", "progress", "failure")
 
-    state: Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed"]
-    """Models that are not in memory are loaded when somebody asks for them."""
+    state: Literal["unloaded", "loading", "ready", "recovering", "stopped", "failed", "remote"]
+    """Models that are not in memory are loaded when somebody asks for them; other servers answer for remote ones."""
     aliases: list[str]
     pinned: bool
     """Whether it stays in memory."""

@@ -14,7 +14,7 @@ HEADER = """\
 # Settings of Jackfield. Take the # away from what you want to change; what is behind it is the default.
 """
 
-TABLES = ("models", "plugins")
+TABLES = ("models", "upstreams", "plugins")
 """Settings that have a table for each name; in a file they come last, since what follows a table belongs to it."""
 
 

@@ -1,7 +1,7 @@
 """Puts the settings together, and remembers where each comes from."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from jackfield.settings.model import ModelSettings, Settings
 from jackfield.settings.nearest import nearest
 from jackfield.settings.origin import Layer, Origin, find_file, from_environment, from_file, from_flags
 from jackfield.settings.presets import from_preset
+from jackfield.settings.upstreams import OWN, RouteStep, UpstreamSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,37 @@ def _put_together(flags: Mapping[str, Any], file: Path | None, environment: Mapp
         settings = Settings.model_validate({name: value for name, (value, _) in merged.items()})
     except ValidationError as error:
         raise _refusal(error, origins) from None
+    _check_routes(settings)
     return Configuration(settings, file, origins)
+
+
+def _check_routes(settings: Settings) -> None:
+    """Make sure that routes lead to somebody.
+
+    Raises:
+        ConfigurationError: one does not.
+    """
+    known = (OWN, *settings.upstreams)
+    if OWN in settings.upstreams:
+        raise ConfigurationError(f"An upstream cannot be called {OWN!r}.", suggestions=("Give it another name.",))
+    for name, model in settings.models.items():
+        for step in model.route:
+            if step.backend not in known:
+                near = nearest(step.backend, known)
+                hint = f"Did you mean {near!r}?" if near else f"Use one of: {', '.join(known)}."
+                raise ConfigurationError(
+                    f"The route of model {name!r} leads to {step.backend!r}, which there is not.",
+                    suggestions=(hint, f"Or describe it in a table [upstreams.{step.backend}]."),
+                )
 
 
 def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigurationError:
     problem = error.errors()[0]
     first, *rest = map(str, problem["loc"])
     where = origins.get(first, "the configuration")
-    name = ".".join((first, *rest)) if first == "models" else first
+    name = ".".join((first, *rest)) if first in ("models", "upstreams") else first
     if problem["type"] == "extra_forbidden":
-        known = ModelSettings.model_fields if rest else Settings.model_fields
+        known = _fields(first, rest)
         near = nearest(rest[-1] if rest else name, known)
         hint = f"Did you mean {near!r}?" if near else f"Known settings: {', '.join(sorted(known))}."
         return ConfigurationError(f"Unknown setting {name!r} in {where}.", suggestions=(hint,))
@@ -84,3 +106,12 @@ def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> Configura
         f"Setting {name!r} from {where} is wrong: {problem['msg']} (got {problem['input']!r}).",
         suggestions=(f"Correct {name!r} or leave it out.",),
     )
+
+
+def _fields(first: str, rest: list[str]) -> Iterable[str]:
+    """What could stand there."""
+    if not rest:
+        return Settings.model_fields
+    if "route" in rest:
+        return RouteStep.model_fields
+    return (UpstreamSettings if first == "upstreams" else ModelSettings).model_fields

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jackfield.errors import ConfigurationError
 from jackfield.models.sizes import parse_size
+from jackfield.settings.upstreams import Route, UpstreamSettings
 
 
 def _size(value: Any) -> Any:
@@ -73,6 +74,8 @@ class ModelSettings(BaseModel):
     context_length: Annotated[int, Field(ge=16)] | None = None
     kv_bits: KVBits = None
     max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    route: Route = ()
+    """Who answers its requests, the first one that can: ``mlx``, or upstreams by name. Empty: ``mlx`` alone."""
 
 
 class Settings(BaseModel):
@@ -86,6 +89,8 @@ class Settings(BaseModel):
     """What to serve: ``starter``, a folder, a GGUF file, a Hugging Face name, or the name of a table in ``models``."""
     models: Annotated[dict[str, ModelSettings], BeforeValidator(_tables)] = Field(default_factory=dict)
     """More of them, loaded when somebody asks for them: a table ``[models.NAME]`` each."""
+    upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
+    """Other servers that may answer for models whose ``route`` names them: a table ``[upstreams.NAME]`` each."""
     aliases: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(default_factory=dict)
     """Other names for models, for clients that cannot be told which to ask for: ``gpt-4o-mini = "starter"``."""
     unload_after: Annotated[float, Field(gt=0)] | None = None
@@ -165,5 +170,5 @@ class Settings(BaseModel):
     def of_model(self, name: str) -> "Settings":
         """The settings for one of the models, which ``model`` names then."""
         own = self.models.get(name, ModelSettings(adapters=self.adapters if name == self.model else {}))
-        differing = own.model_dump(exclude={"source", "aliases", "pinned"}, exclude_none=True)
+        differing = own.model_dump(exclude={"source", "aliases", "pinned", "route"}, exclude_none=True)
         return self.model_copy(update={**differing, "model": own.source or name})

@@ -25,6 +25,7 @@ from jackfield.hooks.calls import Hooks
 from jackfield.hooks.discovery import given
 from jackfield.hooks.specs import PROJECT
 from jackfield.models.embedding import EmbeddingSpec
+from jackfield.models.lineup import remote_entries
 from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.testing.engine import WIDTH, Script, ScriptedEngine, script, tokens
@@ -293,7 +294,7 @@ def serving(
         context_length = whole.context_length or CONTEXT_LENGTH
         spec = EmbeddingSpec(WIDTH)
         model = ServedModel(MODEL, tokenizer, cast("Engine", engine), context_length, VOCABULARY, {}, embedding=spec)
-        app = create_app(whole, Registry([model]), hooks)
+        app = create_app(whole, Registry([model, *remote_entries(whole)]), hooks)
         with closing(_Running(app)) as running:
             server = JackfieldServer(running, engine, tokenizer, hooks, recorder)
             if not may_fail:

@@ -17,7 +17,8 @@ from jackfield.api.anthropic.envelope import envelope
 from jackfield.api.anthropic.names import own_names
 from jackfield.api.borrowing import borrow
 from jackfield.api.conversation import Conversation
-from jackfield.api.reply import Reply, respond
+from jackfield.api.reply import Reply
+from jackfield.api.respond import respond
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.exchange import Exchange

@@ -14,7 +14,8 @@ from jackfield.answer import Answer
 from jackfield.api import sse
 from jackfield.api.conversation import Conversation
 from jackfield.api.logprobs import token_logprob
-from jackfield.api.reply import Reply, respond
+from jackfield.api.reply import Reply
+from jackfield.api.respond import respond
 from jackfield.api.responses import input as given
 from jackfield.api.responses.conversion import chat_request
 from jackfield.api.responses.echo import echo
@@ -22,6 +23,7 @@ from jackfield.api.responses.output import Numbered, Output, new_id
 from jackfield.api.responses.stored import owner_of
 from jackfield.api.responses.toolbox import Toolbox
 from jackfield.api.responses.truncation import fitted
+from jackfield.backends.remote import RemoteModel
 from jackfield.choice import AnswerFinish, Delta
 from jackfield.errors import InvalidRequestError, JackfieldError
 from jackfield.exchange import Exchange
@@ -80,7 +82,7 @@ class _ResponseReply(Reply[ResponseRequest]):
         self._own = await given.own(self.asked, store, self.host.recent_items, self._owner)
         chat, places = await asyncio.to_thread(chat_request, self.asked, [*earlier, *self._own], self._tools)
         try:
-            if self.asked.truncation == "auto":
+            if self.asked.truncation == "auto" and not isinstance(self.model, RemoteModel):
                 chat, places = await fitted(chat, places, self.model)
             self._conversation = Conversation(chat, self.model, self.exchange, self.host)
             await self._conversation.prepare()

@@ -1,0 +1,168 @@
+"""From the chunks that another server streams to an answer's deltas."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from jackfield.choice import AnswerFinish, Delta
+from jackfield.engine.request import TokenEvent
+from jackfield.models.tokenizer import Tokenizer
+from jackfield.protocol.base import JsonObject
+from jackfield.protocol.usage import Usage
+from jackfield.text.pieces import CallArguments, CallEnd, CallStart, Piece, Thought, new_call_id
+
+_FINISHES: dict[str, AnswerFinish] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    # It was cut, whatever the reason.
+    "content_filter": "length",
+}
+
+
+class SpokenTokens:
+    """Tokens of a model whose tokenizer is elsewhere: what has been said of them, under numbers of our own."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+        self._bytes: list[bytes] = []
+
+    def number(self, data: bytes) -> int:
+        """The number of a token that is written so."""
+        if data not in self._numbers:
+            self._numbers[data] = len(self._bytes)
+            self._bytes.append(data)
+        return self._numbers[data]
+
+    def token_bytes(self, token: int) -> bytes:
+        """How it is written."""
+        return self._bytes[token]
+
+    def as_tokenizer(self) -> Tokenizer:
+        """In the place of a model's own: nothing but `token_bytes` is asked of it there."""
+        return cast(Tokenizer, self)
+
+
+@dataclass
+class _Choice:
+    finish: AnswerFinish | None = None
+    call: int | None = None
+    """The call that is open."""
+    calls: set[int] = field(default_factory=set)
+
+
+class Chunks:
+    """Reads chunks.
+
+    Args:
+        choices: how many there are to be.
+        tokens: where tokens get their numbers.
+        nonsense: makes an error of what is wrong.
+    """
+
+    def __init__(self, choices: int, tokens: SpokenTokens, nonsense: Callable[[str], Exception]) -> None:
+        self._choices = [_Choice() for _ in range(choices)]
+        self._tokens = tokens
+        self._nonsense = nonsense
+        self.usage = Usage.of(prompt=0, completion=0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all choices have."""
+        return all(choice.finish for choice in self._choices)
+
+    @property
+    def finishes(self) -> list[AnswerFinish]:
+        """Why they ended; as cut off where they have not."""
+        return [choice.finish or "length" for choice in self._choices]
+
+    def take(self, chunk: JsonObject) -> list[Delta]:
+        """What a chunk adds.
+
+        Raises:
+            Exception: `nonsense`'s, when it is not what such servers send.
+        """
+        try:
+            if isinstance(used := chunk.get("usage"), dict):
+                self.usage = _usage(used)
+            return [delta for one in chunk.get("choices") or () if (delta := self._delta(one))]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise self._nonsense("a chunk of its answer is not as OpenAI's are") from None
+
+    def cut_off(self) -> Iterator[Delta]:
+        """What is left to say when nothing more comes."""
+        for index, choice in enumerate(self._choices):
+            if choice.finish is None:
+                choice.finish = "length"
+                yield Delta(index, finish_reason="length")
+
+    def _delta(self, one: dict[str, Any]) -> Delta:
+        index = int(one.get("index", 0))
+        if index < 0:
+            raise IndexError(index)
+        choice = self._choices[index]
+        pieces = list(self._pieces(choice, one.get("delta") or {"content": one.get("text")}))
+        finish = one.get("finish_reason")
+        if finish is not None:
+            choice.finish = _FINISHES.get(finish, "stop")
+            pieces += [CallEnd()] if choice.call is not None else []
+        stop = one.get("stop_reason")
+        return Delta(
+            index,
+            tuple(pieces),
+            tuple(self._logprobs(one.get("logprobs") or {})),
+            finish_reason=choice.finish if finish is not None else None,
+            stop_string=stop if isinstance(stop, str) else None,
+        )
+
+    def _pieces(self, choice: _Choice, delta: dict[str, Any]) -> Iterator[Piece]:
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            yield Thought(_string(thought))
+        if text := delta.get("content") or delta.get("refusal"):
+            yield _string(text)
+        for call in delta.get("tool_calls") or ():
+            yield from self._call(choice, call)
+
+    def _call(self, choice: _Choice, call: dict[str, Any]) -> Iterator[Piece]:
+        index, function = int(call.get("index", 0)), call.get("function") or {}
+        if index != choice.call:
+            if index in choice.calls:
+                raise ValueError("calls are mixed")
+            if choice.call is not None:
+                yield CallEnd()
+            choice.call = index
+            choice.calls.add(index)
+            yield CallStart(_string(function["name"]), id=_string(call.get("id") or new_call_id()))
+        if arguments := function.get("arguments"):
+            yield CallArguments(_string(arguments))
+
+    def _logprobs(self, told: dict[str, Any]) -> Iterator[TokenEvent]:
+        for one in told.get("content") or ():
+            top = tuple((self._number(other), float(other["logprob"])) for other in one.get("top_logprobs") or ())
+            yield TokenEvent(self._number(one), float(one["logprob"]), top)
+        # The older endpoint's.
+        written = told.get("tokens") or ()
+        tops = told.get("top_logprobs") or [None] * len(written)
+        for token, logprob, others in zip(written, told.get("token_logprobs") or (), tops, strict=True):
+            top = tuple((self._tokens.number(text.encode()), float(p)) for text, p in (others or {}).items())
+            yield TokenEvent(self._tokens.number(token.encode()), None if logprob is None else float(logprob), top)
+
+    def _number(self, one: dict[str, Any]) -> int:
+        data = one.get("bytes")
+        return self._tokens.number(bytes(data) if data is not None else one["token"].encode())
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    return value
+
+
+def _usage(told: dict[str, Any]) -> Usage:
+    return Usage.of(
+        prompt=int(told.get("prompt_tokens") or 0),
+        completion=int(told.get("completion_tokens") or 0),
+        cached=int((told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        reasoning=int((told.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0),
+    )

@@ -1,0 +1,90 @@
+"""What another server's refusals mean for whoever asked this one."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jackfield.errors import (
+    InvalidRequestError,
+    JackfieldError,
+    LoopError,
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamLimitError,
+    UpstreamTimeoutError,
+)
+
+CONTEXT = "context_length_exceeded"
+LONGEST_WAIT = 3600
+
+
+def refused(name: str, model: str, status: int, headers: Mapping[str, str], body: bytes) -> JackfieldError:
+    """The error that stands for an answer that is none.
+
+    Args:
+        name: the upstream's.
+        model: as the upstream was asked for it.
+        status: HTTP's.
+        headers: the answer's.
+        body: the answer's.
+    """
+    told = _told(body)
+    message = str(told.get("message") or f"status {status}")[:2000]
+    if status in (400, 413, 422):
+        return InvalidRequestError(message, param=_text(told.get("param")), code=_code(told, message))
+    if status in _MISTAKES:
+        return _mistake(name, model, status)
+    wait = _seconds(headers)
+    known: dict[int, JackfieldError] = {
+        408: UpstreamTimeoutError(f"Upstream {name} took too long: {message}"),
+        429: UpstreamLimitError(f"Upstream {name} refuses: {message}", retry_after=wait),
+        503: UpstreamBusyError(f"Upstream {name} has no room: {message}", retry_after=wait),
+        504: UpstreamTimeoutError(f"Upstream {name} took too long: {message}"),
+        508: LoopError(),
+    }
+    failed = UpstreamError(f"Upstream {name} failed: {message}", suggestions=("Send the request again.",))
+    return known.get(status, failed)
+
+
+_MISTAKES = (401, 403, 404)
+"""Our own: the settings are wrong."""
+
+
+def _mistake(name: str, model: str, status: int) -> UpstreamError:
+    if status == 404:
+        return UpstreamError(
+            f"Upstream {name} does not know the model {model!r}.",
+            code="upstream_model_not_found",
+            suggestions=("Say in the route what it is called there: { backend = ..., model = ... }.",),
+        )
+    return UpstreamError(
+        f"Upstream {name} does not accept this server's key.",
+        code="upstream_unauthorized",
+        suggestions=(f"Set upstreams.{name}.api_key or api_key_env to a key of that server.",),
+    )
+
+
+def _told(body: bytes) -> dict[str, Any]:
+    """OpenAI's envelope, or what some servers have in its place."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    error = found.get("error", found)
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _code(told: Mapping[str, Any], message: str) -> str | None:
+    # vLLM gives no code for it, but OpenAI's words.
+    return CONTEXT if "maximum context length" in message else _text(told.get("code"))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _seconds(headers: Mapping[str, str]) -> int:
+    value = headers.get("retry-after", "")
+    return min(max(1, int(value)), LONGEST_WAIT) if value.isdecimal() else 5

@@ -1,0 +1,90 @@
+"""Which of the ways of a model's route a request may go, and why not the others."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from jackfield.protocol.base import JsonObject
+from jackfield.settings.upstreams import Capability, RouteStep
+
+Reason = Literal["not_ready", "circuit_open", "queue", "context", "capability", "deadline"]
+"""Why a way is left out."""
+
+CHARACTERS = 4
+"""A token stands for so many bytes of a request, roughly: other servers' tokenizers are not known."""
+
+_DATA = re.compile(rb'data:[^"]*')
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What there is to know of a request before anybody answers it.
+
+    Args:
+        tokens: of its prompt, as estimated; 0 where it is counted later.
+        capabilities: what it needs.
+        seconds: that it has left, if it has a limit.
+    """
+
+    tokens: int = 0
+    capabilities: frozenset[Capability] = frozenset()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a backend stands.
+
+    Args:
+        ready: it could answer at once.
+        lets_through: it may be asked at all.
+        queue: requests that wait there for their first token.
+        lacks: what it is known not to be able to do.
+    """
+
+    ready: bool = True
+    lets_through: bool = True
+    queue: int = 0
+    lacks: frozenset[Capability] = frozenset()
+
+
+def estimated_tokens(body: bytes) -> int:
+    """Of a request's body, without images."""
+    return len(_DATA.sub(b"", body)) // CHARACTERS
+
+
+def needs(document: JsonObject) -> frozenset[Capability]:
+    """What a request in the words of ``/v1/chat/completions`` or ``/v1/completions`` needs."""
+    found: set[Capability] = set()
+    if document.get("tools"):
+        found.add("tools")
+    if document.get("logprobs") not in (None, False):
+        found.add("logprobs")
+    if (document.get("response_format") or {}).get("type", "text") != "text":
+        found.add("structured_output")
+    if any(part.get("type") == "image_url" for part in _parts(document)):
+        found.add("images")
+    return frozenset(found)
+
+
+def _parts(document: JsonObject) -> list[JsonObject]:
+    contents = [message.get("content") for message in document.get("messages", ())]
+    return [part for content in contents if isinstance(content, list) for part in content]
+
+
+def obstacle(step: RouteStep, wants: Wants, standing: Standing) -> Reason | None:
+    """Why a request must not go this way, if it must not."""
+    left = wants.seconds
+    found: dict[Reason, bool] = {
+        "circuit_open": not standing.lets_through,
+        "not_ready": step.ready and not standing.ready,
+        "queue": step.max_queue is not None and standing.queue > step.max_queue,
+        "context": step.context_length is not None and wants.tokens > step.context_length,
+        "capability": bool(wants.capabilities & standing.lacks) or _lacks(step, wants),
+        "deadline": step.min_seconds is not None and left is not None and left < step.min_seconds,
+    }
+    return next((reason for reason, stands in found.items() if stands), None)
+
+
+def _lacks(step: RouteStep, wants: Wants) -> bool:
+    return step.capabilities is not None and not wants.capabilities <= set(step.capabilities)

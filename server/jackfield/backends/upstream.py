@@ -1,0 +1,213 @@
+"""Another server that speaks OpenAI's API, and what it is asked over HTTP."""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+
+from jackfield.backends.breaker import Attempt, Breaker
+from jackfield.backends.refusals import refused
+from jackfield.errors import LoopError, UpstreamBusyError, UpstreamError, UpstreamTimeoutError
+from jackfield.protocol.base import JsonObject
+from jackfield.settings.upstreams import UpstreamSettings
+
+TRAIL = "Jackfield-Trail"
+"""The header that names the servers that have passed a request on."""
+
+LONGEST_TRAIL = 8
+"""More servers than that are taken for a circle."""
+
+MAX_EVENT_BYTES = 16 << 20
+"""A line of a stream that is longer makes no sense."""
+
+LINGER_SECONDS = 0.2
+MAX_ANSWER_BYTES = 256 << 20
+MAX_ERROR_BYTES = 64 << 10
+
+
+def onward(trail: str, own: str) -> str:
+    """The trail for the next server, with this one's own name at its end.
+
+    Raises:
+        LoopError: the request has been here before, or at too many servers.
+    """
+    servers = [one.strip() for one in trail.split(",") if one.strip()]
+    if own in servers or len(servers) >= LONGEST_TRAIL:
+        raise LoopError
+    return ", ".join([*servers, own])
+
+
+class Upstream:
+    """One such server. All of it is the event loop's.
+
+    Args:
+        name: as the settings have it.
+        settings: where it is, and how long it may take.
+        breaker: says when it is left alone.
+    """
+
+    def __init__(self, name: str, settings: UpstreamSettings, breaker: Breaker | None = None) -> None:
+        self.name = name
+        self.settings = settings
+        self.breaker = breaker or Breaker(
+            failures=settings.max_failures, window=settings.window_seconds, rest=settings.rest_seconds
+        )
+        self.waiting = 0
+        """Requests that have been sent there, and have heard nothing yet."""
+        self.outcomes: Counter[str] = Counter()
+        """How requests ended: ``answered``, ``cancelled``, or an error's code."""
+        self._client: httpx2.AsyncClient | None = None
+
+    def begin(self) -> Attempt:
+        """A request is about to be sent there.
+
+        Raises:
+            UpstreamBusyError: it is left alone, since it has failed.
+        """
+        attempt = self.breaker.begin()
+        if attempt is None:
+            raise UpstreamBusyError(
+                f"Upstream {self.name} has failed several times, and is left alone for now.",
+                retry_after=max(1, round(self.breaker.seconds)),
+                suggestions=("Try again after the seconds in Retry-After.", "Look whether that server is well."),
+            )
+        return attempt
+
+    async def chunks(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> AsyncGenerator[JsonObject, None]:
+        """What it streams, event by event.
+
+        Raises:
+            JackfieldError: it refuses, cannot be reached or breaks off.
+        """
+        async with self._asked(path, body, headers) as response:
+            kind = response.headers.get("content-type", "")
+            if not kind.startswith("text/event-stream"):
+                raise self.nonsense(f"it answered with {kind[:60] or 'nothing'!r} instead of a stream")
+            events = _events(response.aiter_bytes(), self.nonsense)
+            async for data in events:
+                if data == b"[DONE]":
+                    await _read_to_the_end(events)
+                    return
+                yield self._object(data)
+
+    async def whole(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> JsonObject:
+        """What it answers, all at once.
+
+        Raises:
+            JackfieldError: it refuses, cannot be reached or breaks off.
+        """
+        async with self._asked(path, body, headers) as response:
+            return self._object(await self._limited(response, MAX_ANSWER_BYTES))
+
+    async def close(self) -> None:
+        """Nobody asks it any more."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    def nonsense(self, what: str) -> UpstreamError:
+        """It does not do what such servers do."""
+        return UpstreamError(
+            f"Upstream {self.name} failed: {what}.",
+            suggestions=("Send the request again.", f"Look at the log of the server at {self.name}."),
+        )
+
+    def late(self, seconds: float) -> UpstreamTimeoutError:
+        """It says nothing."""
+        return UpstreamTimeoutError(
+            f"Upstream {self.name} said nothing for {seconds:g} seconds.",
+            suggestions=("Try again when it has less to do.", f"Set upstreams.{self.name}.first_seconds higher."),
+        )
+
+    # --- HTTP ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _asked(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
+        try:
+            async with self._http().stream(
+                "POST", self.settings.url + path, content=json.dumps(body).encode(), headers=headers
+            ) as response:
+                if response.status_code != 200:
+                    text = await self._limited(response, MAX_ERROR_BYTES)
+                    raise refused(self.name, str(body.get("model")), response.status_code, response.headers, text)
+                yield response
+        except httpx2.ConnectTimeout:
+            raise self.late(self.settings.connect_seconds) from None
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise self.nonsense(_in_words(error)) from None
+
+    def _http(self) -> httpx2.AsyncClient:
+        if self._client is None:
+            headers = {"Accept": "text/event-stream, application/json", "Content-Type": "application/json"}
+            if self.settings.key is not None:
+                headers["Authorization"] = f"Bearer {self.settings.key}"
+            self._client = httpx2.AsyncClient(
+                headers=headers,
+                # How long an answer may take is looked at elsewhere.
+                timeout=httpx2.Timeout(None, connect=self.settings.connect_seconds),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30.0),
+                # What is sent goes to the configured server, and nowhere else.
+                trust_env=False,
+                follow_redirects=False,
+            )
+        return self._client
+
+    async def _limited(self, response: httpx2.Response, limit: int) -> bytes:
+        data = bytearray()
+        async for piece in response.aiter_bytes():
+            data += piece
+            if len(data) > limit:
+                raise self.nonsense("its answer is too long")
+        return bytes(data)
+
+    def _object(self, data: bytes) -> JsonObject:
+        try:
+            found: Any = json.loads(data)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise self.nonsense("what it answered is not a JSON object")
+        if found.get("error"):
+            error = found["error"]
+            told = error.get("message") if isinstance(error, dict) else error
+            raise self.nonsense(f"it says: {str(told)[:300]}")
+        return found
+
+
+async def _read_to_the_end(events: AsyncIterator[bytes]) -> None:
+    """Nothing is left but the end of the transfer, after which the connection can be used again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            async for _ in events:
+                pass
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, httpx2.ConnectError):
+        return "it cannot be reached"
+    return f"the connection broke ({type(error).__name__})"
+
+
+async def _events(pieces: AsyncIterator[bytes], nonsense: Any) -> AsyncIterator[bytes]:
+    """The data of server-sent events. Lines end as the standard says, and not at every line break of Unicode."""
+    data: list[bytes] = []
+    async for line in _lines(pieces, nonsense):
+        if line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif not line and data:
+            yield b"\n".join(data)
+            data = []
+
+
+async def _lines(pieces: AsyncIterator[bytes], nonsense: Any) -> AsyncIterator[bytes]:
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > MAX_EVENT_BYTES:
+            raise nonsense("an event of its stream is too long")
+        for line in lines:
+            yield line.removesuffix(b"\r")

@@ -1,0 +1,424 @@
+"""Requests that other servers answer: a second Jackfield, and one that fails in every way there is."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from anthropic import Anthropic
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai import OpenAI
+
+from faulty_upstream import DONE, HANGS, STREAM, WELL, Act, FaultyUpstream, chunk, faulty_upstream, refuses, says
+from jackfield.testing import JackfieldServer, serving
+
+QUESTION: Any = [{"role": "user", "content": "Hi"}]
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def refusing_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultyUpstream]:
+    with faulty_upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def second(jackfield_tokenizer: Path) -> Iterator[JackfieldServer]:
+    """Another Jackfield."""
+    with serving(jackfield_tokenizer) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(jackfield_tokenizer: Path, faulty: FaultyUpstream, second: JackfieldServer) -> Iterator[JackfieldServer]:
+    patient = {"max_failures": 1000, "first_seconds": 0.3, "idle_seconds": 0.3}
+    models = {
+        "far": {"route": [{"backend": "second", "model": "scripted"}]},
+        "frail": {"route": [{"backend": "faulty", "model": "theirs"}]},
+        "safe": {"route": [{"backend": "faulty"}, {"backend": "second", "model": "scripted"}]},
+        "broken": {"route": ["weak"]},
+        "gone": {"route": ["gone", {"backend": "second", "model": "scripted"}]},
+        "picky": {
+            "route": [
+                {"backend": "faulty", "capabilities": []},
+                {"backend": "faulty", "context_length": 200},
+                {"backend": "faulty", "min_seconds": 30.0},
+            ]
+        },
+        "scripted": {"route": ["mlx", {"backend": "second", "model": "scripted"}]},
+    }
+    upstreams = {
+        "faulty": {"url": faulty.url, "api_key": "secret", **patient},
+        "second": {"url": f"{second.url}/v1"},
+        "gone": {"url": f"http://127.0.0.1:{refusing_port()}/v1", "max_failures": 1000},
+        "weak": {"url": faulty.url, "max_failures": 1, "rest_seconds": 600},
+        "unused": {"url": faulty.url},
+    }
+    with serving(jackfield_tokenizer, models=models, upstreams=upstreams) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def fresh(faulty: FaultyUpstream) -> None:
+    faulty.acts.clear()
+    faulty.bodies.clear()
+    faulty.headers.clear()
+    faulty.hung_up.clear()
+
+
+@pytest.fixture
+def client(server: JackfieldServer) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="client-key", max_retries=0) as made:
+        yield made
+
+
+def attempts(answer: Any) -> list[tuple[str, str, str | None]]:
+    told = answer["jackfield"]["attempts"] if isinstance(answer, dict) else answer.jackfield["attempts"]
+    return [(one["backend"], one["outcome"], one.get("reason")) for one in told]
+
+
+# --- Another Jackfield -----------------------------------------------------------------------------------------------
+
+
+def test_another_server_answers_and_says_so(server: JackfieldServer, second: JackfieldServer) -> None:
+    second.says("From afar.")
+    reply = server.chat("Hi", model="far", jackfield=True)
+    assert (reply.content, reply.finish_reason) == ("From afar.", "stop")
+    assert reply.json["model"] == "far"
+    assert reply.json["usage"]["completion_tokens"] == len("From afar.")
+    assert reply.extension["backend"] == "second"
+    assert reply.extension["attempts"] == [{"backend": "second", "outcome": "answered"}]
+    assert not server.requests
+
+
+def test_a_stream_is_passed_through(client: OpenAI, second: JackfieldServer) -> None:
+    second.says("One piece at a time")
+    chunks = list(
+        client.chat.completions.create(
+            model="far", messages=QUESTION, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    texts = [one.choices[0].delta.content for one in chunks if one.choices and one.choices[0].delta.content]
+    assert "".join(texts) == "One piece at a time"
+    assert len(texts) > 5
+    assert chunks[-1].usage and chunks[-1].usage.completion_tokens == 19
+
+
+def test_several_choices_with_log_probabilities(client: OpenAI, second: JackfieldServer) -> None:
+    second.says("Yes", logprob=-0.25)
+    second.says("No", logprob=-0.5)
+    answer = client.chat.completions.create(
+        model="far", messages=QUESTION, n=2, logprobs=True, top_logprobs=2, max_tokens=3
+    )
+    found = {
+        choice.message.content: [token.logprob for token in choice.logprobs.content or ()]
+        for choice in answer.choices
+        if choice.logprobs
+    }
+    assert found == {"Yes": [-0.25] * 3, "No": [-0.5] * 2 + found["No"][2:]}
+    first = answer.choices[0].logprobs
+    assert first and first.content and len(first.content[0].top_logprobs) == 2
+    assert "".join(token.token for token in first.content[:2]) in ("Ye", "No")
+
+
+def test_completions_of_several_prompts(client: OpenAI, second: JackfieldServer) -> None:
+    second.says("ab", logprob=-0.5)
+    second.says("cd", logprob=-0.5)
+    answer = client.completions.create(model="far", prompt=["1", "2"], echo=True, logprobs=1, max_tokens=2)
+    assert [choice.text for choice in answer.choices] == ["1ab", "2cd"]
+    logprobs = answer.choices[0].logprobs
+    assert logprobs and logprobs.tokens == ["a", "b"]
+    assert logprobs.token_logprobs == [-0.5, -0.5]
+
+
+def test_responses_go_elsewhere_too(client: OpenAI, second: JackfieldServer) -> None:
+    second.says("Answered.")
+    answer = client.responses.create(model="far", input="Hi", temperature=0.25)
+    assert (answer.output_text, answer.temperature, answer.status) == ("Answered.", 0.25, "completed")
+
+
+def test_messages_go_elsewhere_too(server: JackfieldServer, second: JackfieldServer) -> None:
+    second.says("Answered.")
+    with Anthropic(base_url=server.url, api_key="x", max_retries=0) as messages:
+        answer = messages.messages.create(model="far", messages=QUESTION, max_tokens=50)
+    assert [block.text for block in answer.content if block.type == "text"] == ["Answered."]
+    assert answer.usage.output_tokens == len("Answered.")
+
+
+def test_what_a_model_elsewhere_cannot_do_is_refused(server: JackfieldServer) -> None:
+    for path, body in (
+        ("/v1/tokenize", {"model": "far", "prompt": "Hi"}),
+        ("/v1/infill", {"model": "far", "input_prefix": "a", "input_suffix": "b"}),
+        ("/v1/messages/count_tokens", {"model": "far", "messages": QUESTION}),
+    ):
+        reply = server.post(path, body)
+        assert reply.status == 400, path
+        assert "answered by other servers" in reply.text
+
+
+def test_models_that_are_elsewhere_are_listed(server: JackfieldServer) -> None:
+    states = {model["id"]: model["jackfield"]["state"] for model in server.get("/v1/models").json["data"]}
+    assert (states["far"], states["scripted"]) == ("remote", "ready")
+    assert server.get("/ready").status == 200
+
+
+def test_two_servers_that_lead_to_each_other_are_noticed(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    assert server.chat("Hi", model="frail").content == "Hello"
+    for trail in (faulty.headers[0]["jackfield-trail"], ", ".join("abcdefgh")):
+        reply = server.chat("Hi", model="frail", headers={"Jackfield-Trail": trail})
+        assert (reply.status, reply.json["error"]["code"]) == (508, "upstream_loop")
+    assert len(faulty.bodies) == 1
+
+
+# --- One that fails --------------------------------------------------------------------------------------------------
+
+TOOL_CALL = (
+    STREAM
+    + chunk(tool_calls=[{"index": 0, "id": "call_1", "function": {"name": "weather", "arguments": '{"a"'}}])
+    + chunk(tool_calls=[{"index": 0, "function": {"arguments": ": 1}"}}])
+    + chunk(tool_calls=[{"index": 1, "id": "call_2", "function": {"name": "weather", "arguments": "{}"}}])
+)
+
+
+def test_it_is_asked_in_openais_words_with_its_own_key(client: OpenAI, faulty: FaultyUpstream) -> None:
+    answer = client.chat.completions.create(
+        model="frail", messages=QUESTION, temperature=0.5, extra_body={"priority": 3, "timeout": 50, "jackfield": True}
+    )
+    assert answer.choices[0].message.content == "Hello"
+    assert answer.usage and answer.usage.prompt_tokens == 7
+    (body,), (headers,) = faulty.bodies, faulty.headers
+    assert body == {
+        "model": "theirs",
+        "messages": QUESTION,
+        "temperature": 0.5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert headers["authorization"] == "Bearer secret"
+    assert "client-key" not in json.dumps(headers)
+    assert len(headers["jackfield-trail"]) == 16
+
+
+def test_calls_and_thoughts_come_through(client: OpenAI, faulty: FaultyUpstream) -> None:
+    thought = chunk(reasoning_content="Hm.")
+    faulty.acts.append(says(TOOL_CALL + thought + chunk(finish="tool_calls") + DONE))
+    answer = client.chat.completions.create(model="frail", messages=QUESTION, tools=[TOOL])
+    choice = answer.choices[0]
+    calls: Any = choice.message.tool_calls
+    assert [(call.id, call.function.name, call.function.arguments) for call in calls] == [
+        ("call_1", "weather", '{"a": 1}'),
+        ("call_2", "weather", "{}"),
+    ]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.model_dump()["reasoning_content"] == "Hm."
+
+
+ENVELOPE = {"error": {"message": "Too hot.", "param": "temperature", "code": "invalid_value"}}
+TOO_LONG = {"error": {"message": "This model's maximum context length is 8 tokens. You ...", "code": None}}
+FAULTS: dict[str, tuple[Act, int, str]] = {
+    "bad request": (refuses(400, ENVELOPE), 400, "invalid_value"),
+    "too long": (refuses(400, TOO_LONG), 400, "context_length_exceeded"),
+    "wrong key": (refuses(401, {}), 502, "upstream_unauthorized"),
+    "no such model": (refuses(404, {"detail": "Not Found"}), 502, "upstream_model_not_found"),
+    "too often": (refuses(429, {}, Retry_After="7"), 429, "upstream_rate_limit"),
+    "no room": (refuses(503, b"<html>", Retry_After="9"), 503, "upstream_unavailable"),
+    "a failure": (refuses(500, b"oops"), 502, "upstream_error"),
+    "a gateway's time": (refuses(504, b""), 504, "upstream_timeout"),
+    "a circle": (refuses(508, b""), 508, "upstream_loop"),
+    "a redirect": (refuses(307, b"", Location="http://127.0.0.1:1/"), 502, "upstream_error"),
+    "silence": (HANGS, 504, "upstream_timeout"),
+    "silence after the head": (says(STREAM, then_hangs=True), 504, "upstream_timeout"),
+    "nothing": (says(b""), 502, "upstream_error"),
+    "no HTTP": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), 502, "upstream_error"),
+    "no stream": (refuses(200, {"choices": []}), 502, "upstream_error"),
+    "no JSON": (says(STREAM + b"data: {nonsense\n\n"), 502, "upstream_error"),
+    "no object": (says(STREAM + b"data: [1]\n\n"), 502, "upstream_error"),
+    "a choice too many": (says(STREAM + chunk(index=3, content="a")), 502, "upstream_error"),
+    "no text": (says(STREAM + chunk(content=[1])), 502, "upstream_error"),
+    "an error in the stream": (says(STREAM + b'data: {"error": {"message": "Out."}}\n\n'), 502, "upstream_error"),
+    "an early end": (says(STREAM + DONE), 502, "upstream_error"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_each_fault_is_an_error_of_its_own(
+    server: JackfieldServer, faulty: FaultyUpstream, fault: str, stream: bool
+) -> None:
+    act, status, code = FAULTS[fault]
+    faulty.acts.append(act)
+    reply = server.chat("Hi", model="frail", stream=stream)
+    assert (reply.status, reply.json["error"]["code"]) == (status, code)
+    if fault == "bad request":
+        assert (reply.json["error"]["message"], reply.json["error"]["param"]) == ("Too hot.", "temperature")
+    if fault in ("too often", "no room"):
+        assert reply.headers["retry-after"] == {"too often": "7", "no room": "9"}[fault]
+    assert len(faulty.bodies) == 1
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "bad request"])
+def test_somebody_else_answers_instead(
+    server: JackfieldServer, second: JackfieldServer, faulty: FaultyUpstream, fault: str
+) -> None:
+    act, _, code = FAULTS[fault]
+    faulty.acts.append(act)
+    second.says("Here I am.")
+    reply = server.chat("Hi", model="safe", stream=True, jackfield=True)
+    assert reply.content == "Here I am."
+    assert attempts({"jackfield": reply.extension}) == [("faulty", "failed", code), ("second", "answered", None)]
+    event = server.event("backend_fallback", reply.request_id)
+    assert dict(event.data) == {"from": "faulty", "to": "second", "reason": code}
+    assert server.record("backend", reply.request_id).data["backend"] == "second"
+
+
+def test_whoever_cannot_be_reached_is_passed_over(server: JackfieldServer, second: JackfieldServer) -> None:
+    second.says("Here.")
+    reply = server.chat("Hi", model="gone", jackfield=True)
+    assert attempts(reply.json) == [("gone", "failed", "upstream_error"), ("second", "answered", None)]
+
+
+def test_a_clients_mistake_is_nobodys_to_mend(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(refuses(400, ENVELOPE))
+    assert server.chat("Hi", model="safe").status == 400
+
+
+def test_an_answer_that_breaks_off_before_it_is_sent_is_begun_anew(
+    server: JackfieldServer, second: JackfieldServer, faulty: FaultyUpstream
+) -> None:
+    faulty.acts.append(says(STREAM + chunk(content="Half an ans")))
+    second.says("Whole.")
+    reply = server.chat("Hi", model="safe", jackfield=True)
+    assert reply.content == "Whole."
+    assert attempts(reply.json)[0] == ("faulty", "failed", "upstream_error")
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["cut", "silent"])
+def test_a_stream_that_breaks_in_the_middle_ends_with_an_error(
+    client: OpenAI, server: JackfieldServer, second: JackfieldServer, faulty: FaultyUpstream, hangs: bool
+) -> None:
+    faulty.acts.append(says(STREAM + chunk(content="Half an ans"), then_hangs=hangs))
+    asked = len(second.requests)
+    said = []
+    with pytest.raises(openai.APIError) as told:
+        for one in client.chat.completions.create(model="safe", messages=QUESTION, stream=True):
+            said += [choice.delta.content for choice in one.choices]
+    assert "".join(text or "" for text in said) == "Half an ans"
+    assert told.value.code == ("upstream_timeout" if hangs else "upstream_error")
+    assert len(second.requests) == asked
+
+
+def test_the_same_in_anthropics_words(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(says(STREAM + chunk(content="Half")))
+    with (
+        Anthropic(base_url=server.url, api_key="x", max_retries=0) as messages,
+        pytest.raises(anthropic.APIStatusError, match="ended before"),
+        messages.messages.stream(model="frail", messages=QUESTION, max_tokens=50) as stream,
+    ):
+        list(stream)
+
+
+def test_a_stream_with_calls_ends_as_cut_off(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(says(TOOL_CALL))
+    reply = server.chat("Hi", model="frail", stream=True, tools=[TOOL])
+    assert reply.finish_reason == "length"
+    assert not any("error" in one for one in reply.chunks)
+    assert "ended before the answer did" in reply.text
+
+
+def test_a_client_that_hangs_up_ends_the_work_there(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(says(STREAM + chunk(content="Hello"), then_hangs=True))
+    with server.streaming("Hi", model="frail") as chunks:
+        next(chunks)
+    assert faulty.hung_up.wait(10)
+
+
+def test_a_requests_own_limit_counts(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(HANGS)
+    reply = server.chat("Hi", model="safe", timeout=0.1)
+    assert (reply.status, reply.json["error"]["code"]) == (504, "deadline_exceeded")
+    faulty.acts.append(says(STREAM + chunk(content="Hello"), then_hangs=True))
+    reply = server.chat("Hi", model="frail", timeout=0.1, jackfield=True)
+    assert (reply.content, reply.finish_reason) == ("Hello", "length")
+    assert reply.extension["choices"][0]["ended_by"] == "timeout"
+
+
+def test_conditions_leave_ways_out(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    reply = server.chat("word " * 400, model="picky", tools=[TOOL], timeout=5)
+    assert (reply.status, reply.json["error"]["code"]) == (503, "no_backend")
+    assert "faulty: capability, faulty: context, faulty: deadline" in reply.json["error"]["message"]
+    assert reply.headers["retry-after"] == "5"
+    assert not faulty.bodies
+
+
+def test_whoever_fails_is_left_alone(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(refuses(500, b"oops"))
+    assert server.chat("Hi", model="broken").status == 502
+    reply = server.chat("Hi", model="broken")
+    assert reply.json["error"]["code"] == "no_backend"
+    assert "circuit_open" in reply.json["error"]["message"]
+    assert len(faulty.bodies) == 1
+    metrics = server.get("/metrics").text
+    assert 'jackfield_upstream_state{state="open",upstream="weak"} 1.0' in metrics
+    assert 'jackfield_upstream_requests_total{outcome="upstream_error",upstream="weak"} 1.0' in metrics
+    skipped = 'backend="weak",model="broken",outcome="skipped",reason="circuit_open"'
+    assert f"jackfield_route_attempts_total{{{skipped}}} 1.0" in metrics
+
+
+def test_the_engine_here_comes_first_and_falls_back(server: JackfieldServer, second: JackfieldServer) -> None:
+    server.says("Mine.")
+    reply = server.chat("Hi", jackfield=True)
+    assert (reply.content, attempts(reply.json)) == ("Mine.", [("mlx", "answered", None)])
+    second.says("Theirs.")
+    # More than fits here, and not there either: the last error is told.
+    reply = server.chat("x" * 5000)
+    assert (reply.status, reply.json["error"]["code"]) == (400, "context_length_exceeded")
+    second.engine.scripts.clear()
+
+
+def test_nothing_goes_to_an_upstream_that_is_not_in_the_models_route(
+    server: JackfieldServer, second: JackfieldServer, faulty: FaultyUpstream
+) -> None:
+    before = len(second.requests)
+    server.says("Mine.")
+    assert server.chat("Hi").content == "Mine."
+    for path, body in (
+        ("/v1/embeddings", {"model": "scripted", "input": "Hi"}),
+        ("/v1/chat/completions", {"model": "unused", "messages": QUESTION}),
+        ("/v1/chat/completions", {"model": "faulty", "messages": QUESTION}),
+    ):
+        server.post(path, body)
+    second.says("Theirs.")
+    assert server.chat("Hi", model="far").content == "Theirs."
+    assert not faulty.bodies
+    assert len(second.requests) == before + 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_cut_anywhere_ends_well_or_as_an_error(
+    server: JackfieldServer, faulty: FaultyUpstream, data: st.DataObject
+) -> None:
+    whole = data.draw(st.sampled_from([WELL, TOOL_CALL + chunk(finish="tool_calls") + DONE]))
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for place in data.draw(st.lists(st.integers(0, max(0, len(damaged) - 1)), max_size=3)):
+        if damaged:
+            damaged[place] = data.draw(st.integers(0, 255))
+    faulty.acts.append(says(bytes(damaged)))
+    reply = server.chat("Hi", model="frail", stream=True)
+    assert reply.status in (200, 429, 502, 503, 504, 508) or 400 <= reply.status < 500
+    ended = reply.status != 200 or any("error" in one for one in reply.chunks) or reply.finish_reason is not None
+    assert ended
+    assert server.get("/health").status == 200
+    faulty.acts.clear()
