@@ -372,7 +372,7 @@ def test_whoever_fails_is_left_alone(server: JackfieldServer, faulty: FaultyUpst
     metrics = server.get("/metrics").text
     assert 'jackfield_upstream_state{state="open",upstream="weak"} 1.0' in metrics
     assert 'jackfield_upstream_requests_total{outcome="upstream_error",upstream="weak"} 1.0' in metrics
-    skipped = 'backend="weak",model="broken",outcome="skipped",reason="circuit_open"'
+    skipped = 'backend="weak",model_name="broken",outcome="skipped",reason="circuit_open"'
     assert f"jackfield_route_attempts_total{{{skipped}}} 1.0" in metrics
 
 

@@ -44,7 +44,7 @@ class RouteCollector(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """One series."""
-        labels = ["model", "backend", "outcome", "reason"]
+        labels = ["model_name", "backend", "outcome", "reason"]
         counted = CounterMetricFamily("jackfield_route_attempts", "Ways tried or left out, and why.", labels=labels)
         for names, count in self._attempts.items():
             counted.add_metric(names, count)

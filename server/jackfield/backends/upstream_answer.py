@@ -172,6 +172,9 @@ class UpstreamAnswer:
         self._end("answered")
         if self._attempt is not None:
             self._attempt.succeeded()
+        each = self.usage().completion_tokens // len(self.requests)
+        for finish in self._chunks.finishes:
+            self.exchange.finished(self._choice_ended_by(finish), each)
         self.exchange.completed(**self._facts())
 
     def _failed(self, error: JackfieldError) -> None:

@@ -69,7 +69,7 @@ class RequestMetrics:
         )
         self._fallbacks = Counter(
             "jackfield_backend_fallbacks",
-            "Requests that the engine here answered since a plugin's backend could not.",
+            "Requests that somebody else answered since this backend could not.",
             ["model_name", "backend"],
             registry=collectors,
         )

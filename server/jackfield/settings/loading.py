@@ -102,8 +102,10 @@ def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> Configura
         near = nearest(rest[-1] if rest else name, known)
         hint = f"Did you mean {near!r}?" if near else f"Known settings: {', '.join(sorted(known))}."
         return ConfigurationError(f"Unknown setting {name!r} in {where}.", suggestions=(hint,))
+    # There may be keys in what upstreams are given.
+    got = "" if first == "upstreams" else f" (got {problem['input']!r})"
     return ConfigurationError(
-        f"Setting {name!r} from {where} is wrong: {problem['msg']} (got {problem['input']!r}).",
+        f"Setting {name!r} from {where} is wrong: {problem['msg']}{got}.",
         suggestions=(f"Correct {name!r} or leave it out.",),
     )
 
