@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from faulty_upstream import DONE, HANGS, STREAM, WELL, Act, FaultyUpstream, chunk, faulty_upstream, refuses, says
+from jackfield.errors import EngineError
 from jackfield.testing import JackfieldServer, serving
 
 QUESTION: Any = [{"role": "user", "content": "Hi"}]
@@ -385,6 +386,22 @@ def test_the_engine_here_comes_first_and_falls_back(server: JackfieldServer, sec
     reply = server.chat("x" * 5000)
     assert (reply.status, reply.json["error"]["code"]) == (400, "context_length_exceeded")
     second.engine.scripts.clear()
+
+
+def test_an_engine_that_fails_is_replaced_before_anything_is_said(
+    server: JackfieldServer, second: JackfieldServer
+) -> None:
+    server.says("Half an ans", error=EngineError("It broke."))
+    second.says("Whole.")
+    reply = server.chat("Hi", jackfield=True)
+    assert reply.content == "Whole."
+    assert attempts(reply.json) == [("mlx", "failed", "engine_error"), ("second", "answered", None)]
+    server.says("", error=EngineError("It broke."))
+    second.says("Whole.")
+    assert server.chat("Hi", stream=True).content == "Whole."
+    server.says("Half an ans", error=EngineError("It broke."))
+    reply = server.chat("Hi", stream=True)
+    assert (reply.content, reply.finish_reason) == ("Half an ans", "length")
 
 
 def test_nothing_goes_to_an_upstream_that_is_not_in_the_models_route(
