@@ -44,6 +44,17 @@ def refuses(status: int, body: object, **headers: str) -> Act:
     return says("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
 
 
+def late(seconds: float, data: bytes) -> Act:
+    """Sends these bytes after a while."""
+
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(seconds)
+        writer.write(data)
+        await writer.drain()
+
+    return act
+
+
 HANGS = says(b"", then_hangs=True)
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from faulty_upstream import DONE, HANGS, STREAM, WELL, Act, FaultyUpstream, chunk, faulty_upstream, refuses, says
+from faulty_upstream import DONE, HANGS, STREAM, WELL, Act, FaultyUpstream, chunk, faulty_upstream, late, refuses, says
 from jackfield.errors import EngineError
 from jackfield.testing import JackfieldServer, serving
 
@@ -303,6 +303,27 @@ def test_an_answer_that_breaks_off_before_it_is_sent_is_begun_anew(
     reply = server.chat("Hi", model="safe", jackfield=True)
     assert reply.content == "Whole."
     assert attempts(reply.json)[0] == ("faulty", "failed", "upstream_error")
+
+
+def test_after_a_first_sign_of_life_there_is_no_way_back(
+    jackfield_tokenizer: Path, faulty: FaultyUpstream, second: JackfieldServer
+) -> None:
+    upstreams = {"faulty": {"url": faulty.url, "first_seconds": 0.5}, "second": {"url": f"{second.url}/v1"}}
+    models = {"slow": {"route": ["faulty", {"backend": "second", "model": "scripted"}]}}
+    with serving(jackfield_tokenizer, upstreams=upstreams, models=models, heartbeat=0.05) as server:
+        faulty.acts.append(late(0.2, WELL))
+        reply = server.chat("Hi", model="slow", stream=True)
+        assert (reply.content, reply.finish_reason) == ("Hello", "stop")
+        assert ": heartbeat" in reply.text
+        faulty.acts.append(HANGS)
+        reply = server.chat("Hi", model="slow", stream=True)
+        assert reply.status == 200
+        assert [one["error"]["code"] for one in reply.chunks if "error" in one] == ["upstream_timeout"]
+        faulty.hung_up.clear()
+        faulty.acts.append(HANGS)
+        with server.streaming("Hi", model="slow"):
+            pass
+        assert faulty.hung_up.wait(10)
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["cut", "silent"])

@@ -26,7 +26,6 @@ MAX_EVENT_BYTES = 16 << 20
 """A line of a stream that is longer makes no sense."""
 
 LINGER_SECONDS = 0.2
-MAX_ANSWER_BYTES = 256 << 20
 MAX_ERROR_BYTES = 64 << 10
 
 
@@ -94,15 +93,6 @@ class Upstream:
                     await _read_to_the_end(events)
                     return
                 yield self._object(data)
-
-    async def whole(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> JsonObject:
-        """What it answers, all at once.
-
-        Raises:
-            JackfieldError: it refuses, cannot be reached or breaks off.
-        """
-        async with self._asked(path, body, headers) as response:
-            return self._object(await self._limited(response, MAX_ANSWER_BYTES))
 
     async def close(self) -> None:
         """Nobody asks it any more."""
