@@ -1061,6 +1061,7 @@ def test_a_completion_chunk() -> None:
 def test_models() -> None:
     said: Body = {"id": "a/b", "created": 1, "owned_by": "jackfield", "context_length": 8192, "max_model_len": 8192}
     said |= {"display_name": "a/b", "created_at": "1970-01-01T00:00:01Z", "max_input_tokens": 8192, "max_tokens": 8192}
+    said["jackfield"] = {"state": "unloaded", "aliases": ["c"], "pinned": False}
     body = sent(ModelList(data=[Model(**said)], first_id="a/b", last_id="a/b"))
     constant = {"object": "model", "type": "model", "capabilities": None, "lifecycle": "active"}
     assert body == {

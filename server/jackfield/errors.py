@@ -3,7 +3,23 @@
 The envelope is OpenAI's (``message``, ``type``, ``param``, ``code``) plus ``suggestions``: what to do about it.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+Category = Literal[
+    "request",
+    "access",
+    "not_found",
+    "busy",
+    "memory",
+    "time",
+    "engine",
+    "upstream",
+    "model",
+    "configuration",
+    "internal",
+]
+"""Whose turn it is: the client's (``request``, ``access``, ``not_found``), nobody's but time's (``busy``, ``time``), or
+that of whoever runs the server."""
 
 
 class JackfieldError(Exception):
@@ -12,6 +28,9 @@ class JackfieldError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    category: ClassVar[Category] = "internal"
+    remedies: ClassVar[tuple[str, ...]] = ("Look at the server's log.", "If it happens again, report it as a bug.")
+    """What to do where nothing better is known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, suggestions: tuple[str, ...] = (), code: str | None = None
@@ -19,7 +38,7 @@ class JackfieldError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        self.suggestions = suggestions
+        self.suggestions = suggestions or self.remedies
         self.error_code = code or self.code
 
     @property
@@ -35,6 +54,7 @@ class JackfieldError(Exception):
                 "type": self.type,
                 "param": self.param,
                 "code": self.error_code,
+                "category": self.category,
                 "suggestions": list(self.suggestions),
             }
         }
@@ -45,6 +65,8 @@ class InvalidRequestError(JackfieldError):
 
     status = 400
     type = "invalid_request_error"
+    category: ClassVar[Category] = "request"
+    remedies: ClassVar[tuple[str, ...]] = ("Correct what 'param' names; docs/api.md lists what each field may hold.",)
 
 
 class UnsupportedError(InvalidRequestError):
@@ -81,6 +103,7 @@ class UnauthorizedError(JackfieldError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+    category: ClassVar[Category] = "access"
 
     def __init__(self) -> None:
         super().__init__(
@@ -100,6 +123,7 @@ class ForbiddenError(JackfieldError):
     status = 403
     type = "invalid_request_error"
     code = "insufficient_permissions"
+    category: ClassVar[Category] = "access"
 
     def __init__(self, path: str, scope: str) -> None:
         super().__init__(f"This key is not for {path}.", suggestions=(f"Use a key with the scope {scope!r}.",))
@@ -111,6 +135,8 @@ class NotFoundError(JackfieldError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+    category: ClassVar[Category] = "not_found"
+    remedies: ClassVar[tuple[str, ...]] = ("See openapi.yaml for what there is.",)
 
 
 class ModelNotFoundError(NotFoundError):
@@ -133,6 +159,7 @@ class InUseError(JackfieldError):
     status = 409
     type = "invalid_request_error"
     code = "model_in_use"
+    category: ClassVar[Category] = "busy"
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(
@@ -146,6 +173,8 @@ class MethodNotAllowedError(JackfieldError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+    category: ClassVar[Category] = "request"
+    remedies: ClassVar[tuple[str, ...]] = ("See openapi.yaml for what there is.",)
 
 
 class PayloadTooLargeError(JackfieldError):
@@ -154,6 +183,8 @@ class PayloadTooLargeError(JackfieldError):
     status = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+    category: ClassVar[Category] = "request"
+    remedies: ClassVar[tuple[str, ...]] = ("Send less.",)
 
 
 class UnavailableError(JackfieldError):
@@ -161,6 +192,8 @@ class UnavailableError(JackfieldError):
 
     status = 503
     code = "unavailable"
+    category: ClassVar[Category] = "busy"
+    remedies: ClassVar[tuple[str, ...]] = ("Try again after the seconds in Retry-After.",)
 
     def __init__(self, message: str, *, retry_after: int = 1, **keywords: Any) -> None:
         super().__init__(message, **keywords)
@@ -179,11 +212,15 @@ class QueueFullError(UnavailableError):
     type = "rate_limit_error"
     code = "queue_full"
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, capacity: int | None = None) -> None:
+        places = "" if capacity is None else f", max_batch and max_queue together {capacity}"
         super().__init__(
             f"The queue is full: {length} requests are being answered or wait.",
             retry_after=5,
-            suggestions=("Try again after the seconds in Retry-After.", "Raise the setting max_queue."),
+            suggestions=(
+                "Try again after the seconds in Retry-After.",
+                f"Send fewer at the same time, or raise the setting max_queue{places}.",
+            ),
         )
 
 
@@ -224,6 +261,8 @@ class UpstreamError(JackfieldError):
 
     status = 502
     code = "upstream_error"
+    category: ClassVar[Category] = "upstream"
+    remedies: ClassVar[tuple[str, ...]] = ("See whether that server runs, and what its log says.",)
 
 
 class UpstreamTimeoutError(UpstreamError):
@@ -237,6 +276,7 @@ class UpstreamBusyError(UnavailableError):
     """Another server has no room at the moment, or is left alone after it has failed."""
 
     code = "upstream_unavailable"
+    category: ClassVar[Category] = "upstream"
 
 
 class UpstreamLimitError(UpstreamBusyError):
@@ -252,6 +292,7 @@ class LoopError(JackfieldError):
 
     status = 508
     code = "upstream_loop"
+    category: ClassVar[Category] = "upstream"
 
     def __init__(self) -> None:
         super().__init__(
@@ -264,20 +305,34 @@ class EngineError(UnavailableError):
     """The engine failed while it worked on the request."""
 
     code = "engine_error"
+    category: ClassVar[Category] = "engine"
+    remedies: ClassVar[tuple[str, ...]] = (
+        "Send it again: the engine is started anew by itself.",
+        "If it happens again, look at the server's log.",
+    )
 
 
 class MemoryPressureError(UnavailableError):
     """The machine's memory is short at the moment; nothing is wrong with the request."""
 
     code = "memory_pressure"
+    category: ClassVar[Category] = "memory"
 
-    def __init__(self, message: str = "The server is short of memory at the moment.", *, retry_after: int = 5) -> None:
+    def __init__(
+        self,
+        message: str = "The server is short of memory at the moment.",
+        *,
+        retry_after: int = 5,
+        lacking: int | None = None,
+    ) -> None:
+        missing = "" if lacking is None else f" {lacking / 1e9:.1f} GB are missing."
         super().__init__(
-            message,
+            message + missing,
             retry_after=retry_after,
             suggestions=(
                 "Try again after the seconds in Retry-After: the server goes on by itself.",
-                "Close other programs, or set memory_limit, kv_bits or context_length lower.",
+                "Close other programs, or let a model leave: POST /v1/models/unload.",
+                "Set max_batch or context_length lower, or kv_bits = 8, so that it need not come to this.",
             ),
         )
 
@@ -288,6 +343,7 @@ class DeadlineExceededError(JackfieldError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+    category: ClassVar[Category] = "time"
 
     def __init__(self) -> None:
         super().__init__(
@@ -306,9 +362,13 @@ class ModelLoadError(JackfieldError):
     """A model cannot be served; the message says why and the suggestions what to do."""
 
     code = "model_load_error"
+    category: ClassVar[Category] = "model"
+    remedies: ClassVar[tuple[str, ...]] = ("See what jackfield doctor MODEL says.",)
 
 
 class ConfigurationError(JackfieldError):
     """A setting is wrong."""
 
     code = "configuration_error"
+    category: ClassVar[Category] = "configuration"
+    remedies: ClassVar[tuple[str, ...]] = ("See what jackfield config show says.",)

@@ -168,6 +168,7 @@ class Exchange:
             "status": known.status,
             "code": known.error_code,
             "type": known.type,
+            "category": known.category,
             "message": known.message,
             "suggestions": known.suggestions,
             "seconds": self.seconds,
@@ -176,7 +177,7 @@ class Exchange:
         self.metrics.ended(self.info.endpoint, self.info.model, known.status)
         level: Level = "error" if known.status >= 500 else "warning"
         # Messages may quote the request.
-        told = {name: data[name] for name in ("status", "code", "type", "seconds")}
+        told = {name: data[name] for name in ("status", "code", "type", "category", "seconds")}
         self._tell("failed", level, f"A request failed: {known.error_code or known.type}.", told)
 
     def cancelled(self, completion_tokens: int) -> None:

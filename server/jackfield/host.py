@@ -210,7 +210,7 @@ class PluginServer:
         """
         entries = self._host.registry.entries
         if not entries:
-            raise UnavailableError("No model is served.")
+            raise UnavailableError("No model is served.", suggestions=("Serve one: jackfield serve --model NAME.",))
         loan = await self._host.registry.lend(model or entries[0].id)
         try:
             return await self._complete(messages, loan.model, max_tokens)

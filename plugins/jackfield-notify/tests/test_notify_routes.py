@@ -38,7 +38,7 @@ def client(plugin: Plugged) -> Iterator[httpx2.Client]:
 def error(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
     found: dict[str, Any] = response.json()["error"]
-    assert set(found) == {"message", "type", "param", "code", "suggestions"}
+    assert set(found) == {"message", "type", "param", "code", "category", "suggestions"}
     return found
 
 

@@ -61,6 +61,11 @@ class MemoryGuard:
         return max(0, wanted - self._free)
 
     @property
+    def missing(self) -> int:
+        """Bytes that were missing from the reserve when somebody looked for the last time."""
+        return max(0, self.reserve - self._free)
+
+    @property
     def critical(self) -> bool:
         """Whether more than half of the reserve is gone, so that the next step may fail."""
         return 2 * self._free < self.reserve

@@ -180,13 +180,13 @@ class Engine:
             raise ShuttingDownError
         self._running_worker()
         if self.refuses:
-            raise MemoryPressureError
+            raise MemoryPressureError(lacking=self._worker.lacking if self._worker else None)
         now = time.monotonic()
         # A client that hangs up at once leaves its places behind.
         self._reserved = {one: at for one, at in self._reserved.items() if now - at < RESERVED_SECONDS}
         taken = len(self._waiting) + len(self._reserved)
         if taken and taken + len(request_ids) > self._capacity:
-            raise QueueFullError(taken)
+            raise QueueFullError(taken, self._capacity)
         self._reserved.update(dict.fromkeys(request_ids, now))
 
     def _running_worker(self) -> Worker:

@@ -206,6 +206,12 @@ class Worker:
         scheduler = self._scheduler
         return scheduler is not None and scheduler.guard.pressure is Pressure.REFUSING
 
+    @property
+    def lacking(self) -> int | None:
+        """Bytes of memory that are missing, as far as that is known."""
+        scheduler = self._scheduler
+        return None if scheduler is None else scheduler.guard.missing
+
     def busy_for(self) -> float:
         """Seconds since the current step began; 0 between steps, and while loading."""
         since = self._busy_since

@@ -10,6 +10,7 @@ class ErrorDetails(AnswerModel):
     type: str
     param: str | None
     code: str | None
+    category: str
     suggestions: list[str]
 
 

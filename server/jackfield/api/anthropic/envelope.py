@@ -22,6 +22,7 @@ def envelope(error: JackfieldError, request_id: str) -> MessagesErrorEnvelope:
         type=_TYPES.get(error.status, "api_error"),
         message=_message(error),
         param=error.param,
+        category=error.category,
         suggestions=list(error.suggestions),
         details=ErrorCode(error_code=error.error_code) if error.error_code else None,
     )

@@ -31,6 +31,7 @@ class MessagesErrorDetails(AnswerModel):
     type: ErrorType
     message: str
     param: str | None
+    category: str
     suggestions: list[str]
     details: ErrorCode | None = None
 
