@@ -94,6 +94,7 @@ class Answer:
             JackfieldError: the engine failed, or the request's time was over before anything was said.
         """
         self._memory_before = self.model.engine.statistics.device_bytes
+        self.exchange.spends(self.usage().total_tokens)
         for choice in self._choices:
             self._submit(choice)
         while not self.ended:
@@ -140,6 +141,7 @@ class Answer:
 
     def _tell_completion(self) -> None:
         usage = self.usage()
+        self.exchange.spends(usage.total_tokens)
         spoke = self.exchange.first_token_seconds or 0.0
         self.exchange.completed(
             finish_reasons=[choice.finish_reason for choice in self._choices],
@@ -180,6 +182,7 @@ class Answer:
 
     def cancel(self) -> None:
         """Stop the work on every choice that has not ended."""
+        self.exchange.spends(self.usage().total_tokens)
         self.exchange.cancelled(sum(choice.generated for choice in self._choices))
         self.stop()
 

@@ -41,6 +41,7 @@ from jackfield.hooks.plugin import Plugin
 from jackfield.host import Host
 from jackfield.metrics import Metrics
 from jackfield.models.registry import Registry
+from jackfield.security.keyring import Keyring
 from jackfield.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,9 +78,13 @@ routes = [
 
 
 def create_app(
-    settings: Settings, registry: Registry, hooks: Hooks | None = None, events: EventBus | None = None
+    settings: Settings,
+    registry: Registry,
+    hooks: Hooks | None = None,
+    events: EventBus | None = None,
+    keys: Keyring | None = None,
 ) -> Starlette:
-    """The application; the models in ``registry`` are loaded, and stay their owner's to stop.
+    """The application; the models in ``registry`` are loaded, and stay their owner's to stop. No ``keys``: none needed.
 
     Its lifespan is the plugins': they start and end with it.
 
@@ -87,6 +92,7 @@ def create_app(
         ConfigurationError: plugins want to serve what is served already.
     """
     hooks = hooks or given((), settings)
+    keys = keys or Keyring()
     measured = Metrics(registry, hooks)
     host = Host(settings, registry, hooks, events or EventBus(), measured.requests)
     plugged = _plugged_routes(host)
@@ -95,7 +101,7 @@ def create_app(
         routes=served,
         middleware=[
             Middleware(Measured, metrics=measured.of_routes(served)),
-            Middleware(Arrival, hooks=hooks, open_paths=_open_paths(host, plugged)),
+            Middleware(Arrival, hooks=hooks, keys=keys, open_paths=_open_paths(host, plugged)),
             Middleware(Draining, drain=host.drain),
             Middleware(Borrowing),
             *_plugged_middleware(host),
@@ -111,6 +117,7 @@ def create_app(
     app.state.settings = settings
     app.state.registry = registry
     app.state.hooks = hooks
+    app.state.keys = keys
     app.state.events = host.events
     app.state.host = host
     app.state.drain = host.drain

@@ -117,6 +117,17 @@ class UnauthorizedError(JackfieldError):
         return {"WWW-Authenticate": "Bearer"}
 
 
+class ExpiredKeyError(UnauthorizedError):
+    """The key was good, until some time ago."""
+
+    code = "expired_api_key"
+
+    def __init__(self, name: str) -> None:
+        JackfieldError.__init__(
+            self, f"The API key {name!r} has expired.", suggestions=("Make a new one: jackfield keys create.",)
+        )
+
+
 class ForbiddenError(JackfieldError):
     """The sender is known, but may not do this."""
 
@@ -298,6 +309,21 @@ class LoopError(JackfieldError):
         super().__init__(
             "The request has come back to a server that has passed it on.",
             suggestions=("Let the routes of two servers not lead to each other for the same model.",),
+        )
+
+
+class RateLimitError(UnavailableError):
+    """A key was used for more than it may be."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, name: str, what: str, limit: int, retry_after: int) -> None:
+        super().__init__(
+            f"Rate limit reached for the key {name!r}: {limit} {what} per minute.",
+            retry_after=retry_after,
+            suggestions=("Try again after the seconds in Retry-After.", "Ask for a key with a higher limit."),
         )
 
 

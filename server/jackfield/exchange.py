@@ -17,6 +17,7 @@ from jackfield.metrics.requests import CANCELLED, RequestMetrics, Timing
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.embeddings import EmbeddingsRequest
 from jackfield.protocol.extension import AttemptReport, CompressionReport
+from jackfield.security.rate import Allowance
 
 
 def new_request_id() -> str:
@@ -49,6 +50,9 @@ class Exchange:
     first_token_seconds: float | None = None
     _heard: dict[int, float] = field(default_factory=dict)
     """When each choice had its last token."""
+    allowance: Allowance | None = None
+    """Of the key that the request carries, if it has limits of its own."""
+    _spent: int = 0
     _ended: bool = False
     _received: bool = False
 
@@ -58,7 +62,9 @@ class Exchange:
         state, arrived = request.app.state, request.state
         endpoint = request.scope["path"].removeprefix("/v1")
         info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
-        return cls(info, state.hooks, state.events, state.metrics.requests, state.settings.slow_seconds)
+        allowance = getattr(arrived, "allowance", None)
+        slow = state.settings.slow_seconds
+        return cls(info, state.hooks, state.events, state.metrics.requests, slow, allowance=allowance)
 
     def asks(self, asked: Asking | EmbeddingsRequest) -> None:
         """What the client wants has been read.
@@ -89,6 +95,12 @@ class Exchange:
     def seconds(self) -> float:
         """Since the request arrived."""
         return time.monotonic() - self.arrived
+
+    def spends(self, tokens: int) -> None:
+        """So many tokens of prompts and answers so far."""
+        if self.allowance and tokens > self._spent:
+            self.allowance.take_tokens(tokens - self._spent)
+        self._spent = max(tokens, self._spent)
 
     # --- Stations ------------------------------------------------------------------------------------------------
 

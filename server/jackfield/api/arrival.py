@@ -8,10 +8,11 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jackfield.api.refusal import refusal, speaks_anthropic
-from jackfield.errors import ForbiddenError, JackfieldError
+from jackfield.errors import ForbiddenError, JackfieldError, UnauthorizedError
 from jackfield.exchange import Exchange, new_request_id
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import Identity
+from jackfield.security.keyring import Keyring
 
 OPEN = frozenset({"/health", "/ready"})
 """Whoever watches over the server needs no key."""
@@ -43,17 +44,19 @@ _SANE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Arrival:
-    """Names each request and asks the plugins who sends it: ``request_id`` and ``identity`` of ``request.state``.
+    """Names each request and finds out who sends it: ``request_id``, ``identity`` and ``allowance`` of its state.
 
     Args:
         app: what is behind it.
-        hooks: the plugins.
+        hooks: the plugins; whom the keys do not know, they may.
+        keys: that are known.
         open_paths: what plugins let everybody get.
     """
 
-    def __init__(self, app: ASGIApp, hooks: Hooks, open_paths: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, hooks: Hooks, keys: Keyring, open_paths: Collection[str] = ()) -> None:
         self._app = app
         self._hooks = hooks
+        self._keys = keys
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +66,7 @@ class Arrival:
             return
         connection = HTTPConnection(scope)
         name = connection.state.request_id = _request_id(connection)
-        connection.state.identity = None
+        connection.state.identity = connection.state.allowance = None
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
@@ -71,11 +74,13 @@ class Arrival:
                 headers["X-Request-ID"] = name
                 if speaks_anthropic(connection):
                     headers["request-id"] = name
+                if connection.state.allowance:
+                    headers.update(connection.state.allowance.headers)
             await send(message)
 
-        if not self._is_open(scope, connection) and self._hooks.has("authenticate"):
+        if not self._is_open(scope, connection):
             try:
-                connection.state.identity = await self._identify(connection)
+                await self._let_in(connection)
             except JackfieldError as error:
                 Exchange.of(connection).failed(error)
                 await _refuse(error, scope, receive, send_with_id)
@@ -88,13 +93,25 @@ class Arrival:
         preflight = method == "OPTIONS" and "access-control-request-method" in connection.headers
         return preflight or path in OPEN or (method in ("GET", "HEAD") and path in self._open_paths)
 
-    async def _identify(self, connection: HTTPConnection) -> Identity | None:
-        identity = await self._hooks.authenticate(_with_bearer(connection))
+    async def _let_in(self, connection: HTTPConnection) -> None:
+        identity = connection.state.identity = await self._identify(connection)
         # Never by the URL, which a Host header may have a hand in.
         path: str = connection.scope["path"]
         scope = _scope(path)
         if identity is not None and not identity.scopes & {scope, "admin"}:
             raise ForbiddenError(path, scope)
+        if connection.state.allowance:
+            connection.state.allowance.take_request()
+
+    async def _identify(self, connection: HTTPConnection) -> Identity | None:
+        """Who sends this; None where nobody asks."""
+        self._keys.look()
+        if key := self._keys.find(connection):
+            connection.state.allowance = self._keys.allowance(key)
+            return key.identity
+        identity = await self._hooks.authenticate(_with_bearer(connection))
+        if identity is None and self._keys.asks:
+            raise UnauthorizedError
         return identity
 
 

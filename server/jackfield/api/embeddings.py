@@ -46,6 +46,7 @@ async def _answer(request: Request, whole: bytes, exchange: Exchange) -> bytes:
     exchange.station("received", **facts, max_tokens=0, choices=0, context_length=model.context_length)
     exchange.answered_by(OWN, "embeddings are made here")
     vectors.admit()
+    exchange.spends(vectors.tokens)
     before = model.engine.statistics.device_bytes
     try:
         found = await vectors.collect()

@@ -120,6 +120,7 @@ class PluggedAnswer:
 
     def cancel(self) -> None:
         """Nobody listens any more."""
+        self._exchange.spends(self.usage().total_tokens)
         self._exchange.cancelled(self._tokens)
 
     def stop(self) -> None:
@@ -160,6 +161,7 @@ class PluggedAnswer:
 
     def _facts(self) -> dict[str, object]:
         usage = self.usage()
+        self._exchange.spends(usage.total_tokens)
         spoke = self._exchange.first_token_seconds or 0.0
         return {
             "finish_reasons": ["length" if self._ended_by == "timeout" else "stop"],

@@ -10,6 +10,7 @@ from jackfield import __version__
 from jackfield import settings as configuration
 from jackfield.cli.config import config
 from jackfield.cli.doctor import doctor
+from jackfield.cli.keys import keys
 from jackfield.cli.models import models
 from jackfield.cli.monitoring import monitoring
 from jackfield.cli.plugins import plugins
@@ -73,3 +74,4 @@ main.add_command(plugins)
 main.add_command(config)
 main.add_command(service)
 main.add_command(monitoring)
+main.add_command(keys)

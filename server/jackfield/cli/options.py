@@ -24,6 +24,9 @@ _OPTIONS = [
     click.option("--unload-after", type=float, help="Seconds after which an unused model leaves memory."),
     click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
     click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8080]"),
+    click.option(
+        "--open-to-network", is_flag=True, default=None, help="Let others in without a key, beyond this machine."
+    ),
     click.option("--dtype", help="On a CPU: auto, float32 or keep.  [default: auto]"),
     click.option("--context-length", type=int, help="Fewer tokens than the model could take."),
     click.option("--max-batch", type=int, help="Requests answered at the same time.  [default: 32]"),

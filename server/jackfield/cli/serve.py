@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import socket
 from functools import partial
@@ -19,6 +20,9 @@ from jackfield.cli.signals import ending_at_once
 from jackfield.errors import ConfigurationError
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.models.progress import Progress
+from jackfield.security.exposure import check_exposure
+from jackfield.security.key_file import usual_place
+from jackfield.security.keyring import Keyring
 from jackfield.settings import Settings
 
 OPEN_FILES = 10_240
@@ -58,7 +62,9 @@ def serve(config: Path | None, **flags: Any) -> None:
     allow_open_files()
     hooks = discover(settings)
     check_preset(settings)
+    keys = Keyring(settings.keys_file or usual_place(), os.environ)
     with _listen(settings) as listener, ending_at_once():
+        check_exposure(listener, asks=keys.asks or hooks.has("authenticate"), open_to_network=settings.open_to_network)
         sources = (*hooks.model_sources(), *SOURCES)
 
         def fetch(name: str, progress: Progress) -> Path:
@@ -67,7 +73,14 @@ def serve(config: Path | None, **flags: Any) -> None:
         # Here, where a signal ends it at once.
         folders = {name: fetch(name, RichProgress()) for name in at_start(settings)}
         asyncio.run(
-            run(found, read, lambda name, progress: folders.get(name) or fetch(name, progress), listener, hooks)
+            run(
+                found,
+                read,
+                lambda name, progress: folders.get(name) or fetch(name, progress),
+                listener,
+                hooks=hooks,
+                keys=keys,
+            )
         )
 
 

@@ -24,6 +24,7 @@ from jackfield.cli.signals import Signals
 from jackfield.events import EventBus
 from jackfield.hooks.calls import Hooks
 from jackfield.models.lineup import Fetch, Lineup
+from jackfield.security.keyring import Keyring
 from jackfield.settings import Configuration, Settings
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ async def run(
     read: Callable[[], Configuration],
     fetch: Fetch,
     listener: socket.socket,
+    *,
     hooks: Hooks,
+    keys: Keyring,
 ) -> None:
     """Serve models until a signal comes.
 
@@ -65,6 +68,7 @@ async def run(
         fetch: finds models.
         listener: where to serve; it has not been opened yet.
         hooks: the plugins.
+        keys: who may ask.
 
     Raises:
         ModelLoadError: a model cannot be served; the port has not been opened then.
@@ -73,13 +77,14 @@ async def run(
     workers = ThreadPoolExecutor(thread_name_prefix=WORKERS)
     asyncio.get_running_loop().set_default_executor(workers)
     reloader, events = Reloader(configuration, read), EventBus()
+    reloader.others.append(keys.reload)
     signals = Signals(reloader.reload)
     settings = configuration.settings
     lineup = Lineup(settings, fetch, events, tell=tell, hooks=hooks.engine, progress=RichProgress())
     status = 1
     try:
         if await signals.unless_ending(lineup.start()):
-            app = create_app(settings, lineup.registry, hooks, events)
+            app = create_app(settings, lineup.registry, hooks, events, keys)
             async with _open(app, lineup, listener):
                 signals.reload = partial(systemd.reloading, reloader.reload)
                 await _serve(app, settings, listener, signals)

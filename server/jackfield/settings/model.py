@@ -125,6 +125,10 @@ class Settings(BaseModel):
     """How long requests may go on once the server has been told to end."""
     heartbeat: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between comments in a stream."""
+    keys_file: Path | None = None
+    """Where API keys are; by default ``keys.json`` in the folder for data. As soon as it is there, all need a key."""
+    open_to_network: bool = False
+    """Serve beyond this machine although nobody needs a key."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
     """The largest request that is read."""
     max_images: Annotated[int, Field(ge=0)] = 20

@@ -20,7 +20,7 @@ FILE = "JACKFIELD_CONFIG"
 VARIABLES = {f"{PREFIX}{name.upper()}": name for name in Settings.model_fields} | {"JACKFIELD_PLUGINS": "only_plugins"}
 """Settings by their variables. Tables do not go into one, so that the names of plugins have the short one."""
 
-OTHER_VARIABLES = (FILE, "JACKFIELD_BLAS", "JACKFIELD_DATA_DIR")
+OTHER_VARIABLES = (FILE, "JACKFIELD_API_KEY", "JACKFIELD_API_KEYS", "JACKFIELD_BLAS", "JACKFIELD_DATA_DIR")
 """No settings, since they count before there are any; see docs/configuration.md."""
 
 ALIKE = 0.75

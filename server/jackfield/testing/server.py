@@ -28,6 +28,7 @@ from jackfield.models.embedding import EmbeddingSpec
 from jackfield.models.lineup import remote_entries
 from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
+from jackfield.security.keyring import Keyring
 from jackfield.testing.engine import WIDTH, Script, ScriptedEngine, script, tokens
 from jackfield.testing.recorder import NAME, WAIT_SECONDS, Recorder
 from jackfield.testing.reply import JsonObject, Reply
@@ -294,7 +295,7 @@ def serving(
         context_length = whole.context_length or CONTEXT_LENGTH
         spec = EmbeddingSpec(WIDTH)
         model = ServedModel(MODEL, tokenizer, cast("Engine", engine), context_length, VOCABULARY, {}, embedding=spec)
-        app = create_app(whole, Registry([model, *remote_entries(whole)]), hooks)
+        app = create_app(whole, Registry([model, *remote_entries(whole)]), hooks, keys=Keyring(whole.keys_file))
         with closing(_Running(app)) as running:
             server = JackfieldServer(running, engine, tokenizer, hooks, recorder)
             if not may_fail:
