@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
@@ -20,6 +21,7 @@ from jackfield.api.completions import completions
 from jackfield.api.draining import Draining
 from jackfield.api.embeddings import embeddings
 from jackfield.api.fim import fim_completions
+from jackfield.api.guard import Guard, SafeHeaders
 from jackfield.api.infill import infill
 from jackfield.api.measured import Measured
 from jackfield.api.metrics import metrics
@@ -100,8 +102,11 @@ def create_app(
     app = Starlette(
         routes=served,
         middleware=[
+            Middleware(SafeHeaders),
+            *_cors(settings),
             Middleware(Measured, metrics=measured.of_routes(served)),
             Middleware(Arrival, hooks=hooks, keys=keys, open_paths=_open_paths(host, plugged)),
+            Middleware(Guard, hosts=settings.allowed_hosts, origins=settings.cors_origins),
             Middleware(Draining, drain=host.drain),
             Middleware(Borrowing),
             *_plugged_middleware(host),
@@ -126,6 +131,21 @@ def create_app(
     measured.collectors.register(RouteCollector(host.attempts))
     app.state.plugged_collectors = hooks.register_metrics(measured.collectors)
     return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """Leave for pages of the sites that are named."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    ]
 
 
 @asynccontextmanager

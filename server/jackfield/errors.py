@@ -140,6 +140,40 @@ class ForbiddenError(JackfieldError):
         super().__init__(f"This key is not for {path}.", suggestions=(f"Use a key with the scope {scope!r}.",))
 
 
+class UnknownHostError(JackfieldError):
+    """The server was asked by a name that somebody else may have given it."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "unknown_host"
+    category: ClassVar[Category] = "access"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"This server does not know that it is called {name[:100]!r}.",
+            suggestions=(
+                "Ask it by its address, or as localhost.",
+                "If the name is right, put it into the setting allowed_hosts.",
+                "With a key (jackfield keys create) any name will do.",
+            ),
+        )
+
+
+class ForeignOriginError(JackfieldError):
+    """A page of another site sends the request."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "foreign_origin"
+    category: ClassVar[Category] = "access"
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"Pages of {origin[:100]!r} may not send requests to this server.",
+            suggestions=("If they may, put that origin into the setting cors_origins.",),
+        )
+
+
 class NotFoundError(JackfieldError):
     """No such resource."""
 

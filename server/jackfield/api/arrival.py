@@ -83,7 +83,7 @@ class Arrival:
                 await self._let_in(connection)
             except JackfieldError as error:
                 Exchange.of(connection).failed(error)
-                await _refuse(error, scope, receive, send_with_id)
+                await refuse(error, scope, receive, send_with_id)
                 return
         await self._app(scope, receive, send_with_id)
 
@@ -136,7 +136,8 @@ def _request_id(connection: HTTPConnection) -> str:
     return own if _SANE.fullmatch(own) else new_request_id()
 
 
-async def _refuse(error: JackfieldError, scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(error: JackfieldError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with an error before anybody else has seen it."""
     if scope["type"] == "websocket":
         # Before it is accepted, closing a WebSocket is answered with 403.
         await send({"type": "websocket.close", "code": 1008, "reason": error.message})

@@ -101,6 +101,11 @@ class Settings(BaseModel):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """The port to listen on; 0 takes any free one."""
+    allowed_hosts: Names = ()
+    """Names that the server may be reached by without a key, besides its address, localhost and the machine's own name;
+    ``.example.com`` stands for all names below, ``*`` for any."""
+    cors_origins: Names = ()
+    """Sites whose pages may ask the server, such as ``https://chat.example.com``; ``*`` for all."""
     dtype: Literal["auto", "float32", "keep"] = "auto"
     """On a CPU: float32 weights are faster, ``keep`` leaves them as they are; ``auto`` looks at the memory."""
     context_length: Annotated[int, Field(ge=16)] | None = None
