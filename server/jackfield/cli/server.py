@@ -21,6 +21,7 @@ from jackfield.cli import systemd
 from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import Reloader
 from jackfield.cli.signals import Signals
+from jackfield.connections import Limits, protocol
 from jackfield.events import EventBus
 from jackfield.hooks.calls import Hooks
 from jackfield.models.lineup import Fetch, Lineup
@@ -111,7 +112,7 @@ async def _open(app: Starlette, lineup: Lineup, listener: socket.socket) -> Asyn
 
 async def _serve(app: Starlette, settings: Settings, listener: socket.socket, signals: Signals) -> None:
     """Answer requests until a signal comes, and those that have come by then."""
-    server = _Server(_config(app))
+    server = _Server(_config(app, settings))
 
     async def end() -> None:
         await signals.ending.wait()
@@ -157,8 +158,21 @@ def _end_process(status: int) -> None:
     os._exit(status)
 
 
-def _config(app: Starlette) -> uvicorn.Config:
-    return uvicorn.Config(app, log_config=None, lifespan="off", backlog=BACKLOG, timeout_graceful_shutdown=END_SECONDS)
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    limits = Limits(
+        header_seconds=settings.header_seconds,
+        body_seconds=settings.body_seconds,
+        write_seconds=settings.write_seconds,
+        max_connections=settings.max_connections,
+    )
+    return uvicorn.Config(
+        app,
+        http=protocol(limits),
+        log_config=None,
+        lifespan="off",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=END_SECONDS,
+    )
 
 
 def tell(line: str) -> None:

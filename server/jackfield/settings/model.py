@@ -136,6 +136,14 @@ class Settings(BaseModel):
     """Serve beyond this machine although nobody needs a key."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
     """The largest request that is read."""
+    max_connections: Annotated[int, Field(ge=1)] = 4096
+    """Connections at the same time; one more is refused with 503."""
+    header_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a client may take for the headers of a request."""
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long it may say nothing in the middle of its body."""
+    write_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long it may read nothing of an answer that waits for it."""
     max_images: Annotated[int, Field(ge=0)] = 20
     """Images in a request, for models that read them."""
     max_image_bytes: Size = 20 * 10**6

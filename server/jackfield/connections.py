@@ -1,0 +1,116 @@
+"""Connections that cost the server nothing when nobody moves on them: uvicorn's protocol, with limits it does not have.
+
+A client may take its time for its headers, between two pieces of its body and for reading an answer, but not for ever,
+and there are only so many connections.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long clients may take, in seconds, and how many there may be."""
+
+    header_seconds: float = 30.0
+    """For all headers of a request, from the connection or its first byte on."""
+    body_seconds: float = 30.0
+    """Between two pieces of its body."""
+    write_seconds: float = 60.0
+    """Without reading anything of what waits for it."""
+    max_connections: int = 4096
+
+
+def protocol(limits: Limits) -> type[H11Protocol]:
+    """The class of uvicorn's protocols with these limits."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection. Relies on a few names inside uvicorn, which tests/test_connections.py holds it to."""
+
+    limits = Limits()
+    _reading: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
+    _unsent = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Somebody is there."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            logger.warning("There are %d connections: another one is refused.", self.limits.max_connections)
+            self._end(b"503 Service Unavailable", b"Retry-After: 5\r\n")
+            return
+        self._wait(self.limits.header_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        for timer in (self._reading, self._writing):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """There is more of a request."""
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
+            self._wait(self.limits.body_seconds)
+        elif self.conn.their_state is not h11.IDLE:
+            self._wait(None)
+        elif self._reading is None:
+            self._wait(self.limits.header_seconds)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Wait so long for what comes next; None for as long as it takes."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._reading = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._reading = None
+        if self.transport.is_closing():
+            return
+        logger.info("A client was too slow with its request: the connection is closed.")
+        if self.conn.our_state is h11.IDLE:
+            self._end(b"408 Request Timeout")
+        else:
+            self.transport.close()
+
+    def _end(self, status: bytes, headers: bytes = b"") -> None:
+        """Say why, and close; h11 is not asked, since there is no request."""
+        self.transport.write(
+            b"HTTP/1.1 " + status + b"\r\n" + headers + b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+        )
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The client does not read what waits for it."""
+        super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(self.limits.write_seconds, self._does_not_read)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+        super().resume_writing()
+
+    def _does_not_read(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            # Slow, but it does.
+            self._unsent = unsent
+            self._writing = self.loop.call_later(self.limits.write_seconds, self._does_not_read)
+            return
+        logger.info("A client does not read its answer: the connection is closed.")
+        self.transport.abort()

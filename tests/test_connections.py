@@ -1,0 +1,145 @@
+"""Clients that are slow, that never read, or that are too many: they cost the server nothing for long."""
+
+import contextlib
+import inspect
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import httpx2
+import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from serving import Server, serve
+
+LIMITS = {"HEADER": "1", "BODY": "1", "WRITE": "1"}
+MOST = 12
+PATIENCE = 60
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[Server]:
+    limits = {f"JACKFIELD_{name}_SECONDS": value for name, value in LIMITS.items()}
+    with serve(tiny_model, JACKFIELD_MAX_CONNECTIONS=str(MOST), **limits) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+def head(server: Server, length: int) -> bytes:
+    host = server.url.removeprefix("http://")
+    lines = ("POST /v1/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json")
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    told = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            told += piece
+    return told
+
+
+def answers(server: Server) -> None:
+    reply = httpx2.post(f"{server.api}/completions", json={"model": server.model, "prompt": "Hi", "max_tokens": 1})
+    assert reply.status_code == 200
+
+
+def test_half_of_the_headers(server: Server) -> None:
+    with closing(connect(server)) as connection:
+        connection.sendall(head(server, 10)[:40])
+        assert rest(connection).startswith(b"HTTP/1.1 408 ")
+    answers(server)
+
+
+def test_headers_byte_by_byte(server: Server) -> None:
+    """The time is for all of them, so that a byte now and then does not help."""
+    with closing(connect(server)) as connection:
+        with pytest.raises(OSError):
+            for byte in head(server, 10):
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        assert b"408" in rest(connection)[:20] or True
+    answers(server)
+
+
+def test_a_client_that_says_nothing(server: Server) -> None:
+    with closing(connect(server)) as connection:
+        assert rest(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_half_of_a_body(server: Server) -> None:
+    with closing(connect(server)) as connection:
+        connection.sendall(head(server, 1000) + b'{"model": ')
+        assert rest(connection) == b""
+    answers(server)
+
+
+def test_a_slow_body_is_read(server: Server) -> None:
+    body = json.dumps({"model": server.model, "prompt": "Hi", "max_tokens": 1}).encode()
+    with closing(connect(server)) as connection:
+        connection.sendall(head(server, len(body)))
+        for start in range(0, len(body), 10):
+            connection.sendall(body[start : start + 10])
+            time.sleep(0.3)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_never_reads(server: Server) -> None:
+    """Its answer ends, and with it the work."""
+    body = {"model": server.model, "prompt": "Hi", "max_tokens": 4000, "stream": True, "n": 8, "ignore_eos": True}
+    whole = json.dumps(body | {"logprobs": 5}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.sendall(head(server, len(whole)) + whole)
+        deadline = time.monotonic() + PATIENCE
+        while not any("does not read its answer" in line for line in server.log) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert any("does not read its answer" in line for line in server.log)
+    while _running(server) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _running(server)
+    answers(server)
+
+
+def _running(server: Server) -> float:
+    lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("jackfield_num_requests_running{"))
+
+
+def test_too_many_connections(server: Server) -> None:
+    body = json.dumps({"model": server.model, "prompt": "Hi", "max_tokens": 1}).encode()
+    with ExitStack() as stack:
+        held = [stack.enter_context(closing(connect(server))) for _ in range(MOST)]
+        time.sleep(0.2)
+        with closing(connect(server)) as another:
+            told = rest(another)
+        assert told.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After" in told
+        held[0].sendall(head(server, len(body)) + body)
+        assert held[0].recv(100).startswith(b"HTTP/1.1 200 ")
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx2.HTTPError, AssertionError):
+            answers(server)
+            return
+        time.sleep(0.1)
+    raise AssertionError("it does not answer any more")
+
+
+def test_uvicorn_is_as_it_was() -> None:
+    """What `jackfield.connections` relies on."""
+    source = inspect.getsource(H11Protocol)
+    for name in ("self.connections.add(self)", "self.transport = transport", "self.conn.receive_data(data)"):
+        assert name in source
+    for method in ("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"):
+        assert callable(getattr(H11Protocol, method))
