@@ -426,6 +426,23 @@ class ModelLoadError(JackfieldError):
     remedies: ClassVar[tuple[str, ...]] = ("See what jackfield doctor MODEL says.",)
 
 
+class TemplateLimitError(JackfieldError):
+    """A model's chat template does not come to an end."""
+
+    code = "template_limit"
+    category: ClassVar[Category] = "model"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The model's chat template has taken {seconds:g} seconds, or all memory, for this conversation.",
+            param="messages",
+            suggestions=(
+                "Send a shorter conversation.",
+                "Look at the model's chat_template.",
+            ),
+        )
+
+
 class ConfigurationError(JackfieldError):
     """A setting is wrong."""
 

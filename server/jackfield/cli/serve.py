@@ -20,6 +20,7 @@ from jackfield.cli.signals import ending_at_once
 from jackfield.errors import ConfigurationError
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.models.progress import Progress
+from jackfield.one_line import OneLine
 from jackfield.security.exposure import check_exposure
 from jackfield.security.key_file import usual_place
 from jackfield.security.keyring import Keyring
@@ -48,7 +49,9 @@ def serve(config: Path | None, **flags: Any) -> None:
     read = partial(configuration.read, settings_of(flags), config)
     found = read()
     settings = found.settings
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     set_log_level(settings.log_level)
     # In this order, and before anything else imports MLX.
     load_blas()

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
-from jackfield.errors import InvalidRequestError, ModelLoadError
+from jackfield.errors import InvalidRequestError, ModelLoadError, TemplateLimitError
 from jackfield.models.encoding import encoding
 from jackfield.models.folder import read_json
 from jackfield.models.literal import LiteralEncoder
+from jackfield.models.time_limit import OvertimeError, time_limit
 from jackfield.text.reasoning import ThinkingTags
 
 Message = dict[str, Any]
@@ -24,6 +25,10 @@ Message = dict[str, Any]
 
 GENEROUS = 16
 """Characters of a token, more than those of any language's texts have on average."""
+
+
+TEMPLATE_SECONDS = 10.0
+"""No conversation takes a template longer: thousands of messages take a second."""
 
 
 class Tokenizer:
@@ -168,17 +173,28 @@ class Tokenizer:
                 suggestions=("Leave it out: only variables for the template may be set.",),
             )
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=list(tools) or None,
-                    tokenize=False,
-                    add_generation_prompt=begins_answer,
-                    continue_final_message=continues,
-                    **options,
+            with time_limit(TEMPLATE_SECONDS):
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        list(messages),
+                        tools=list(tools) or None,
+                        tokenize=False,
+                        add_generation_prompt=begins_answer,
+                        continue_final_message=continues,
+                        **options,
+                    )
                 )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except (OvertimeError, MemoryError) as error:
+            raise TemplateLimitError(TEMPLATE_SECONDS) from error
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise InvalidRequestError(
                 f"The model's chat template refuses this conversation: {error}",
                 param="messages",
