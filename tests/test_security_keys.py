@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import stat
 import threading
@@ -28,6 +29,7 @@ from jackfield.security.keyring import Keyring
 from jackfield.security.rate import Allowance
 from jackfield.testing import JackfieldServer, StartServer
 from serving import serve
+from test_drain import until
 
 
 @pytest.fixture
@@ -433,3 +435,19 @@ def test_the_command_asks_for_keys(tiny_model: Path, file: Path) -> None:
         codes = [httpx2.get(f"{server.api}/models", headers=bearer(key)).status_code for key in (secret, "x")]
     assert codes == [200, 401]
     assert secret not in "".join(server.log)
+
+
+def test_a_signal_has_them_read_again(tiny_model: Path, file: Path) -> None:
+    secret = create(file, "ada")
+    with serve(tiny_model, JACKFIELD_KEYS_FILE=str(file)) as server:
+        ask = {"headers": bearer(secret), "timeout": 60}
+        assert httpx2.get(f"{server.api}/models", **ask).status_code == 200
+        whole = file.read_text()
+        file.write_text(whole[: len(whole) // 2])
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: any("Something stays as it was" in line for line in server.log))
+        assert httpx2.get(f"{server.api}/models", **ask).status_code == 200
+        file.write_text(whole)
+        command(file, "revoke", "ada")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: httpx2.get(f"{server.api}/models", **ask).status_code == 401)
