@@ -247,7 +247,9 @@ def test_response_events_of_a_model_that_thinks(summarized: bool) -> None:
 
 
 def test_response_events_of_a_failure() -> None:
-    details = ErrorDetails(message="Oh.", type="server_error", param=None, code="engine_error", suggestions=[])
+    details = ErrorDetails(
+        message="Oh.", type="server_error", param=None, code="engine_error", category="engine", suggestions=[]
+    )
     event = ErrorEvent(sequence_number=2, code="engine_error", message="Oh.", param=None, error=details)
     assert differences("ResponseErrorEvent", json.loads(event.to_json())) == set()
 

@@ -66,8 +66,8 @@ def _completed(record: LogRecord, analysis: Analysis | None) -> Mapping[str, Any
 
 
 def _failed(record: LogRecord, analysis: Analysis | None) -> Mapping[str, Any]:
-    fields = _who(record.request) | dict(record.data)
-    return {"category": fields.pop("type", None)} | fields
+    # What OpenAI's clients call its type says less than its category.
+    return _who(record.request) | {name: value for name, value in record.data.items() if name != "type"}
 
 
 def _who(request: RequestInfo) -> dict[str, Any]:

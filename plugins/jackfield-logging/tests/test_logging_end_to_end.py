@@ -102,7 +102,7 @@ def test_an_answered_request_has_all_its_stations(log: Log, name: str) -> None:
 def test_a_refused_request_is_told_with_its_category_and_what_to_do(log: Log) -> None:
     assert log.events("wrong") == ["request_failed"]
     failed = log.find("wrong", "request_failed")
-    assert (failed["level"], failed["status"], failed["category"]) == ("warning", 400, "invalid_request_error")
+    assert (failed["level"], failed["status"], failed["category"]) == ("warning", 400, "request")
     assert "max_tokens" in failed["message"] and isinstance(failed["suggestions"], list)
 
 

@@ -38,6 +38,7 @@ FAILED: dict[str, Any] = {
     "status": 400,
     "code": "invalid_type",
     "type": "invalid_request_error",
+    "category": "request",
     "message": "Invalid type for 'n'.",
     "suggestions": ("Send an integer.",),
     "seconds": 0.01,
@@ -143,7 +144,7 @@ def test_errors_have_a_category_and_suggestions(tmp_path: Path, status: int, lev
         plugin.log_record(record("failed", **{**FAILED, "status": status}))
     told = line(file)
     assert (told["event"], told["level"], told["status"]) == ("request_failed", level, status)
-    assert (told["category"], told["suggestions"]) == ("invalid_request_error", ["Send an integer."])
+    assert (told["category"], told["suggestions"]) == ("request", ["Send an integer."])
     assert (told["endpoint"], told["message"], told["code"]) == (
         "/chat/completions",
         "Invalid type for 'n'.",
