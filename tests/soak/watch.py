@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from jackfield.metrics import PRESSURES
+from jackfield.metrics.engines import PRESSURES
 from serving import Server
 
 SAMPLE_SECONDS = 1.0
@@ -87,7 +87,7 @@ class Watch:
             waiting=series["num_requests_waiting"],
             reading=series["num_requests_reading"],
             running=series["num_requests_running"] - series["num_requests_reading"],
-            kv_bytes=series["kv_cache_bytes"],
+            kv_bytes=series["memory_bytes kv_cache"],
             device_bytes=series["device_memory_bytes"],
             cache_memory_bytes=series.get("prefix_cache_bytes memory", 0),
             cache_disk_bytes=series.get("prefix_cache_bytes disk", 0),

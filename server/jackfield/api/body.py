@@ -58,14 +58,20 @@ async def whole(request: Request) -> bytes:
     """
     body = bytearray()
     limit: int = request.app.state.settings.max_body_bytes
+    # What is announced need not be waited for.
+    _check_size(int(request.headers.get("content-length") or 0), limit)
     async for piece in request.stream():
         body += piece
-        if len(body) > limit:
-            raise PayloadTooLargeError(
-                f"The request's body is larger than {limit} bytes.",
-                suggestions=("Send less.", "Raise the setting max_body_bytes."),
-            )
+        _check_size(len(body), limit)
     return bytes(body)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise PayloadTooLargeError(
+            f"The request's body is larger than {limit} bytes.",
+            suggestions=("Send less.", "Raise the setting max_body_bytes."),
+        )
 
 
 def _parse(model: type[Body], body: bytes) -> tuple[JsonObject, Body]:
