@@ -65,6 +65,7 @@ class FaultyUpstream:
         self.acts: deque[Act] = deque()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.hung_up = threading.Event()
         """A client has gone."""
         self.url = ""
@@ -79,6 +80,7 @@ class FaultyUpstream:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             self.bodies.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
             self.headers.append(headers)
+            self.paths.append(head[0].split(" ")[1])
             await (self.acts.popleft() if self.acts else says(WELL))(reader, writer)
             self.hung_up.set()
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

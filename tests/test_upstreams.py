@@ -76,6 +76,7 @@ def fresh(faulty: FaultyUpstream) -> None:
     faulty.acts.clear()
     faulty.bodies.clear()
     faulty.headers.clear()
+    faulty.paths.clear()
     faulty.hung_up.clear()
 
 
@@ -158,15 +159,135 @@ def test_messages_go_elsewhere_too(server: JackfieldServer, second: JackfieldSer
     assert answer.usage.output_tokens == len("Answered.")
 
 
-def test_what_a_model_elsewhere_cannot_do_is_refused(server: JackfieldServer) -> None:
-    for path, body in (
-        ("/v1/tokenize", {"model": "far", "prompt": "Hi"}),
-        ("/v1/infill", {"model": "far", "input_prefix": "a", "input_suffix": "b"}),
-        ("/v1/messages/count_tokens", {"model": "far", "messages": QUESTION}),
-    ):
-        reply = server.post(path, body)
-        assert reply.status == 400, path
-        assert "answered by other servers" in reply.text
+def from_afar(server: JackfieldServer, second: JackfieldServer, path: str, body: dict[str, Any]) -> tuple[Any, Any]:
+    """What the second server answers by way of the first, and by itself."""
+    far = server.post(path, {"model": "far", **body})
+    near = second.post(path, {"model": "scripted", **body})
+    assert (far.status, near.status) == (200, 200), far.text
+    return far.json, near.json
+
+
+def test_vectors_come_from_another_server(server: JackfieldServer, second: JackfieldServer) -> None:
+    for form in ("float", "base64"):
+        far, near = from_afar(server, second, "/v1/embeddings", {"input": ["Hi", "there"], "encoding_format": form})
+        assert far["model"] == "far"
+        assert (far["data"], far["usage"]) == (near["data"], near["usage"])
+    reply = server.post("/v1/embeddings", {"model": "far", "input": "Hi"})
+    assert server.record("completed", reply.request_id).data["backend"] == "second"
+    assert server.record("completed", reply.request_id).data["prompt_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/tokenize", {"prompt": "Hi there"}),
+        ("/tokenize", {"content": "Hi there", "with_pieces": True}),
+        ("/v1/detokenize", {"tokens": [72, 105]}),
+        ("/apply-template", {"messages": QUESTION}),
+        ("/v1/messages/count_tokens", {"messages": QUESTION}),
+    ],
+    ids=str,
+)
+def test_another_server_counts(server: JackfieldServer, second: JackfieldServer, path: str, body: Any) -> None:
+    far, near = from_afar(server, second, path, body)
+    assert far == near
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_gap_is_filled_elsewhere(server: JackfieldServer, faulty: FaultyUpstream, stream: bool) -> None:
+    numbers = {"tokens_evaluated": 9, "tokens_predicted": 3, "truncated": True, "timings": {"cache_n": 4}}
+    events: list[dict[str, Any]] = [
+        {"index": 0, "content": "x = ", "tokens": [1, 2], "stop": False},
+        {"index": 0, "content": "1", "tokens": [3], "stop": False},
+        {"index": 0, "content": "", "stop": True, "stop_type": "word", "stopping_word": ";", **numbers},
+    ]
+    faulty.acts.append(says(STREAM + b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in events)))
+    asked = {"input_prefix": "a", "input_suffix": "b", "n_predict": 5, "samplers": ["top_k"], "return_tokens": True}
+    reply = server.post("/v1/infill", {"model": "frail", "stream": stream, "jackfield": True, **asked})
+    told = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")] or [reply.json]
+    assert "".join(one["content"] for one in told) == "x = 1"
+    assert [token for one in told for token in one["tokens"]] == [1, 2, 3]
+    last = told[-1]
+    assert (last["stop_type"], last["stopping_word"], last["truncated"]) == ("word", ";", True)
+    assert (last["tokens_evaluated"], last["model"]) == (9, "frail")
+    assert attempts(last) == [("faulty", "answered", None)]
+    (body,) = faulty.bodies
+    assert body == {**body, "model": "theirs", "stream": True, **asked}
+    assert not {"jackfield", "n"} & body.keys()
+    assert faulty.paths == ["/infill"]
+
+
+WITHOUT_V1 = {"/tokenize": {"prompt": "Hi"}, "/infill": {"input_prefix": "a", "input_suffix": "b"}}
+LACKING: dict[str, dict[str, Any]] = {
+    **WITHOUT_V1,
+    "/embeddings": {"input": "Hi"},
+    "/messages/count_tokens": {"messages": QUESTION},
+}
+
+
+@pytest.mark.parametrize("path", LACKING)
+def test_what_an_upstream_does_not_have_is_said(server: JackfieldServer, faulty: FaultyUpstream, path: str) -> None:
+    faulty.acts.append(refuses(404, {"detail": "Not Found"}))
+    reply = server.post(f"/v1{path}", {"model": "frail", **LACKING[path]})
+    error = reply.json["error"]
+    assert (reply.status, error["message"]) == (400, f"Upstream faulty has no {path}.")
+    assert "another Jackfield" in json.dumps(error)
+    assert faulty.paths == [path if path in WITHOUT_V1 else f"/v1{path}"]
+    faulty.acts.append(refuses(501, {"error": {"message": "Start it with --embeddings.", "code": 501}}))
+    reply = server.post(f"/v1{path}", {"model": "frail", **LACKING[path]})
+    assert (reply.status, "--embeddings" in reply.text) == (400, True)
+    faulty.acts.append(refuses(404, {"error": {"message": "The model `theirs` does not exist."}}))
+    reply = server.post(f"/v1{path}", {"model": "frail", **LACKING[path]})
+    assert (reply.status, "does not know the model" in reply.text) == (502, True)
+
+
+VECTOR = {"index": 0, "embedding": [1.0, 0.5]}
+VECTORLESS: dict[str, Any] = {
+    "no list": {"data": None},
+    "too few": {"data": []},
+    "too many": {"data": [VECTOR, VECTOR | {"index": 1}]},
+    "no numbers": {"data": [VECTOR | {"embedding": "!"}]},
+    "no number": {"data": [VECTOR | {"embedding": [None]}]},
+    "no vector": {"data": [VECTOR | {"embedding": [[1.0]]}]},
+    "no place": {"data": [{"embedding": [1.0]}]},
+    "no usage": {"data": [VECTOR], "usage": 1},
+}
+
+
+@pytest.mark.parametrize("fault", VECTORLESS)
+def test_somebody_else_makes_vectors_instead(server: JackfieldServer, faulty: FaultyUpstream, fault: str) -> None:
+    faulty.acts.append(refuses(200, VECTORLESS[fault]))
+    reply = server.post("/v1/embeddings", {"model": "safe", "input": "Hi"})
+    assert reply.status == 200, reply.text
+    event = server.event("backend_fallback", reply.request_id)
+    assert dict(event.data) == {"from": "faulty", "to": "second", "reason": "upstream_error"}
+    assert server.record("backend", reply.request_id).data["backend"] == "second"
+
+
+def test_a_count_that_falls_back_is_no_request_of_the_log(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(HANGS)
+    reply = server.post("/v1/tokenize", {"model": "safe", "prompt": "Hi"})
+    assert (reply.status, reply.json["count"]) == (200, 2)
+    assert server.event("backend_fallback", reply.request_id).data["reason"] == "upstream_timeout"
+    assert not [one for one in server.records if one.request.id == reply.request_id]
+    faulty.acts += [refuses(200, {"tokens": [7, 8]}), refuses(200, {"content": "Hi"}), refuses(200, {"tokens": 1})]
+    reply = server.post("/v1/tokenize", {"model": "frail", "content": "Hi"})
+    assert reply.json == {"count": 2, "max_model_len": None, "tokens": [7, 8], "token_strs": None}
+    reply = server.post("/v1/detokenize", {"model": "frail", "tokens": [1]})
+    assert reply.json == {"prompt": "Hi", "content": "Hi"}
+    assert server.post("/v1/tokenize", {"model": "frail", "content": "Hi"}).status == 502
+
+
+def test_vectors_too_have_their_time(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(HANGS)
+    reply = server.post("/v1/embeddings", {"model": "safe", "input": "Hi", "timeout": 0.1})
+    assert (reply.status, reply.json["error"]["code"]) == (504, "deadline_exceeded")
+    assert faulty.hung_up.wait(10)
+
+
+def test_what_only_the_model_itself_can_tell_is_refused(server: JackfieldServer) -> None:
+    reply = server.get("/v1/tokenizer_info?model=far")
+    assert (reply.status, "answered by other servers" in reply.text) == (400, True)
 
 
 def test_models_that_are_elsewhere_are_listed(server: JackfieldServer) -> None:

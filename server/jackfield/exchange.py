@@ -50,6 +50,8 @@ class Exchange:
     first_token_seconds: float | None = None
     _heard: dict[int, float] = field(default_factory=dict)
     """When each choice had its last token."""
+    logged: bool = True
+    """Whether those who log are told."""
     allowance: Allowance | None = None
     """Of the key that the request carries, if it has limits of its own."""
     _spent: int = 0
@@ -65,6 +67,13 @@ class Exchange:
         allowance = getattr(arrived, "allowance", None)
         slow = state.settings.slow_seconds
         return cls(info, state.hooks, state.events, state.metrics.requests, slow, allowance=allowance)
+
+    @classmethod
+    def unlogged(cls, request: HTTPConnection) -> "Exchange":
+        """One for which nothing is generated: those who log are not told of it."""
+        exchange = cls.of(request)
+        exchange.logged = False
+        return exchange
 
     def asks(self, asked: Asking | EmbeddingsRequest) -> None:
         """What the client wants has been read.
@@ -96,6 +105,10 @@ class Exchange:
         """Since the request arrived."""
         return time.monotonic() - self.arrived
 
+    def deadline(self, timeout: float | None) -> float | None:
+        """When a request has to end that says how long it may take, on ``time.monotonic``'s clock."""
+        return None if timeout is None else self.arrived + timeout
+
     def spends(self, tokens: int) -> None:
         """So many tokens of prompts and answers so far."""
         if self.allowance and tokens > self._spent:
@@ -106,7 +119,7 @@ class Exchange:
 
     def station(self, kind: RecordKind, **data: Any) -> None:
         """Tell those who log."""
-        if self.hooks.has("log_record"):
+        if self.logged and self.hooks.has("log_record"):
             self.hooks.log(LogRecord(kind, self.info, data))
 
     def received(self, **facts: Any) -> None:

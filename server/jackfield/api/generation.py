@@ -63,7 +63,7 @@ def engine_requests(
         entropy="entropy" in exchange.hooks.signals,
         prepare=partial(exchange.hooks.engine.prepare, exchange.info) if exchange.hooks.engine.wanted else None,
         priority=(body.priority or 0) + (exchange.info.identity.priority if exchange.info.identity else 0),
-        deadline=None if body.timeout is None else exchange.arrived + body.timeout,
+        deadline=exchange.deadline(body.timeout),
     )
     fitted = [_fit(common, prompt, body.token_limit, model, param) for prompt in prompts]
     each = product(fitted, range(body.n or 1))

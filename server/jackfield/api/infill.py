@@ -14,6 +14,8 @@ from jackfield.api.form import constraint_of
 from jackfield.api.generation import engine_requests
 from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
+from jackfield.backends.remote import RemoteModel
+from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
 from jackfield.engine.infill import InfillProcessor
 from jackfield.engine.request import GenerationRequest
@@ -48,8 +50,8 @@ async def infill(request: Request) -> Response:
 
 
 class _InfillReply(Reply[InfillRequest]):
-    # Other servers have no words for most of it.
-    elsewhere = False
+    _truncated = False
+    _elsewhere: UpstreamAnswer | None = None
 
     @property
     def plain(self) -> bool:
@@ -58,6 +60,12 @@ class _InfillReply(Reply[InfillRequest]):
 
     def document(self) -> JsonObject:
         return self.asked.as_completion(self.model.id)
+
+    def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer:
+        # OpenAI's words do not have most of it.
+        told = self.asked.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+        self._elsewhere = UpstreamAnswer(model.question, told, self.exchange, self.host.drain, infill=True)
+        return self._elsewhere
 
     def ask(self) -> Answer:
         # The client need not have named it.
@@ -126,8 +134,12 @@ class _InfillReply(Reply[InfillRequest]):
             content=part.text,
             tokens=_tokens([part]),
             tokens_predicted=len(_tokens(so_far)),
-            tokens_evaluated=len(self.answer.requests[part.index].prompt),
+            tokens_evaluated=self._evaluated(part.index),
         )
+
+    def _evaluated(self, index: int) -> int:
+        """How many tokens the prompt has, which for one that was read elsewhere is known at the end."""
+        return len(self.answer.requests[index].prompt) or self.answer.usage().prompt_tokens
 
     def _last(self, index: int, parts: Sequence[Delta]) -> InfillAnswers:
         whole = self._whole(index, parts).model_copy(update={"content": "", "tokens": []})
@@ -136,7 +148,7 @@ class _InfillReply(Reply[InfillRequest]):
     def _whole(self, index: int, parts: Sequence[Delta]) -> InfillAnswer:
         text, tokens = "".join(part.text for part in parts), _tokens(parts)
         extension = self.answer.extension()
-        report, request = extension.choices[index], self.answer.requests[index]
+        report, request, evaluated = extension.choices[index], self.answer.requests[index], self._evaluated(index)
         cached = report.cache.cached_tokens if report.cache else 0
         return InfillAnswer(
             index=index,
@@ -144,16 +156,16 @@ class _InfillReply(Reply[InfillRequest]):
             tokens=tokens if self.asked.return_tokens else [],
             model=self.model.id,
             tokens_predicted=len(tokens),
-            tokens_evaluated=len(request.prompt),
+            tokens_evaluated=evaluated,
             tokens_cached=cached,
             generation_settings=self._settings(request),
             has_new_line="\n" in text,
-            truncated=self._truncated,
+            truncated=self._elsewhere.truncated if self._elsewhere else self._truncated,
             stop_type=_stop_type(report.ended_by, parts[-1].stop_string),
             stopping_word=parts[-1].stop_string or "",
             timings=Timings.of(
                 cached=cached,
-                prompt=len(request.prompt) - cached,
+                prompt=evaluated - cached,
                 prefill=report.prefill_seconds,
                 predicted=len(tokens),
                 decode=report.decode_seconds,
@@ -188,7 +200,7 @@ def _tokens(parts: Sequence[Delta]) -> list[int]:
 
 
 def _stop_type(ended_by: EndedBy, stop_string: str | None) -> StopType:
-    if ended_by == "stop":
-        return "eos"
+    if stop_string:
+        return "word"
     # The rules for lines end a text with no string of their own.
-    return "word" if stop_string else "limit"
+    return "eos" if ended_by == "stop" else "limit"

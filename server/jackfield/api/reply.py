@@ -10,11 +10,11 @@ from typing import Any, Generic, TypeVar
 
 from jackfield.answer import Answer
 from jackfield.api import sse
-from jackfield.backends.begun import AnyAnswer
+from jackfield.backends.begun import AnyAnswer, Begun
 from jackfield.backends.remote import RemoteModel
 from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
-from jackfield.errors import ElsewhereError, JackfieldError
+from jackfield.errors import JackfieldError
 from jackfield.exchange import Exchange
 from jackfield.hooks.data import TextDelta
 from jackfield.host import Host
@@ -39,10 +39,6 @@ class Reply(ABC, Generic[Asked]):
     """
 
     answer: AnyAnswer
-    routed = False
-    """Whether a route has led here, which is told of by those who followed it."""
-    elsewhere = True
-    """Whether other servers can be asked for such an answer."""
 
     def __init__(self, asked: Asked, model: ServedModel, exchange: Exchange, host: Host) -> None:
         self.asked = asked
@@ -63,6 +59,10 @@ class Reply(ABC, Generic[Asked]):
     @abstractmethod
     def stream(self) -> AsyncIterator[bytes]:
         """The answer as it comes, event by event."""
+
+    def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer:
+        """What another server has to do."""
+        return UpstreamAnswer(model.question, self.document(), self.exchange, self.host.drain)
 
     @property
     def plain(self) -> bool:
@@ -88,28 +88,38 @@ class Reply(ABC, Generic[Asked]):
     async def prepare(self) -> None:
         """Find out what has to be done, and who does it."""
         if isinstance(self.model, RemoteModel):
-            self._ask_elsewhere(self.model)
+            self.answer = self.ask_elsewhere(self.model)
+            self.exchange.received(**self.facts())
             return
+        # Whoever followed a route has told of it.
+        routed = bool(self.exchange.backend)
         # Templates, tokens and grammars take their time.
         self.answer = own = await asyncio.to_thread(self.ask)
         self.exchange.received(**self.facts())
         name, reason = await self.host.backend(self.exchange.info)
-        if name != OWN or not self.routed:
+        if name != OWN or not routed:
             self.exchange.answered_by(name, reason)
         if name != OWN:
             plain = self.plain and len(own.requests) == 1 and own.requests[0].grammar is None and not own.parsed
             self.answer = self.host.plugged(name, own, self.document(), plain=plain)
 
-    def _ask_elsewhere(self, model: RemoteModel) -> None:
-        if not self.elsewhere:
-            raise ElsewhereError(model.id)
-        self.answer = UpstreamAnswer(model.question, self.document(), self.exchange, self.host.drain)
-        self.exchange.received(**self.facts())
+    async def begin(self) -> None:
+        """Prepare, and wait until the answer has begun, as long as somebody else may give it instead.
 
-    def give_up(self) -> None:
-        """Somebody else is to answer."""
-        if hasattr(self, "answer"):
-            self.answer.stop()
+        Raises:
+            JackfieldError: there is none.
+        """
+        try:
+            await self.prepare()
+            self.answer.admit()
+            begun = Begun(self.answer)
+            self.answer = begun
+            # A client that waits for a stream hears a sign of life before long, and then there is no way back.
+            await begun.begin(self.host.settings.heartbeat if self.asked.stream else None)
+        except BaseException:
+            if hasattr(self, "answer"):
+                self.answer.stop()
+            raise
 
     async def parts(self) -> list[Delta]:
         """All of the answer, once it is there."""

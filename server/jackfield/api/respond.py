@@ -6,11 +6,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jackfield.api import body, sse
-from jackfield.api.borrowing import borrow
 from jackfield.api.reply import Reply
-from jackfield.api.routing import Routing
+from jackfield.api.routing import ask_route
+from jackfield.backends.route import Wants, estimated_tokens, needs
 from jackfield.exchange import Exchange
 from jackfield.host import Host
+from jackfield.models.registry import ServedModel
 from jackfield.protocol.asking import Asking
 
 Asked = TypeVar("Asked", bound=Asking)
@@ -41,12 +42,14 @@ async def _prepare(
 ) -> Reply[Asked]:
     asked = await body.read(whole, asks, exchange)
     host: Host = request.app.state.host
-    entry = host.registry.entry(asked.model or None)
-    # An adapter is nobody else's.
-    if (route := host.route(entry)) and asked.model not in entry.adapters:
-        return await Routing(request, entry, whole, exchange, asked).first(
-            route, lambda model: reply(asked, model, exchange, host)
-        )
-    prepared = reply(asked, await borrow(request, asked.model or None), exchange, host)
-    await prepared.prepare()
-    return prepared
+
+    async def begin(model: ServedModel) -> Reply[Asked]:
+        made = reply(asked, model, exchange, host)
+        await (made.begin() if exchange.backend else made.prepare())
+        return made
+
+    def wants() -> Wants:
+        needed = needs(asked.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        return Wants(estimated_tokens(whole), needed, exchange.deadline(asked.timeout))
+
+    return await ask_route(request, asked.model or None, exchange, wants, begin)

@@ -1,16 +1,14 @@
 """A model's route: who is asked for an answer, and who else when that fails."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Generic, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeVar
 
 from starlette.requests import Request
 
 from jackfield.api.borrowing import borrow
-from jackfield.api.reply import Reply
-from jackfield.backends.begun import Begun
 from jackfield.backends.remote import remote_model
-from jackfield.backends.route import Standing, Wants, estimated_tokens, needs, obstacle
+from jackfield.backends.route import Standing, Wants, obstacle
 from jackfield.backends.upstream import TRAIL, onward
 from jackfield.errors import (
     ContextLengthExceededError,
@@ -23,57 +21,73 @@ from jackfield.errors import (
 from jackfield.exchange import Exchange
 from jackfield.host import Host
 from jackfield.models.registry import Entry, ServedModel
-from jackfield.protocol.asking import Asking
 from jackfield.settings.upstreams import OWN, RouteStep
 
 logger = logging.getLogger(__name__)
 
-Asked = TypeVar("Asked", bound=Asking)
+Result = TypeVar("Result")
 Outcome = Literal["answered", "skipped", "failed"]
+Ask = Callable[[ServedModel], Awaitable[Result]]
+"""Has a model give what was asked for, or begin to."""
 
 
-class Routing(Generic[Asked]):
-    """One request's way along its model's route. Nothing has been sent to the client before it ends.
+async def ask_route(
+    request: Request, name: str | None, exchange: Exchange, wants: Callable[[], Wants], ask: Ask[Result]
+) -> Result:
+    """What the first one on a model's route gives who can; without a route, the engine here.
 
     Args:
         request: HTTP's.
-        entry: the model.
-        body: the request's.
+        name: the model's.
         exchange: where it is told who is asked, and how that goes.
-        asked: what the request says.
-    """
+        wants: what there is to know of the request; not asked for without a route.
+        ask: for an answer.
 
-    def __init__(self, request: Request, entry: Entry, body: bytes, exchange: Exchange, asked: Asked) -> None:
+    Raises:
+        JackfieldError: nobody gives it; the error is the last one's.
+    """
+    host: Host = request.app.state.host
+    entry = host.registry.entry(name)
+    # An adapter is nobody else's.
+    if name in entry.adapters or not (route := host.route(entry)):
+        return await ask(await borrow(request, name))
+    return await _Way(request, entry, exchange, wants()).follow(route, ask)
+
+
+class _Way:
+    """One request's way along its model's route. Nothing has been sent to the client before it ends."""
+
+    def __init__(self, request: Request, entry: Entry, exchange: Exchange, wants: Wants) -> None:
         self._request = request
         self._host: Host = request.app.state.host
         self._entry = entry
-        self._asked = asked
+        self._wants = wants
         self._exchange = exchange
-        self._tokens = estimated_tokens(body)
-        self._deadline = None if asked.timeout is None else exchange.arrived + asked.timeout
-        self._needs = needs(asked.model_dump(mode="json", by_alias=True, exclude_unset=True))
         self._failure: JackfieldError | None = None
 
-    async def first(self, route: Sequence[RouteStep], make: Callable[[ServedModel], Reply[Asked]]) -> Reply[Asked]:
-        """The first answer that somebody gives, or has begun to give.
+    async def follow(self, route: Sequence[RouteStep], ask: Ask[Result]) -> Result:
+        """The first answer.
 
         Raises:
-            JackfieldError: nobody does; the error is the last one's.
+            JackfieldError: nobody gives one.
         """
         trail = onward(self._request.headers.get(TRAIL, ""), self._host.id)
         for step in route:
-            if (reason := self._obstacle(step)) is not None:
+            if (reason := obstacle(step, self._wants, self._standing(step))) is not None:
                 self._tell(step.backend, "skipped", reason)
                 continue
             self._tell_choice(step)
             try:
-                return await self._ask(step, make, trail)
+                found = await ask(await self._model(step, trail))
             except JackfieldError as error:
                 if not _is_worth_another_try(error):
                     raise
                 logger.info("%s: %s could not answer: %s", self._entry.id, step.backend, error.message)
                 self._tell(step.backend, "failed", error.error_code or error.type)
                 self._failure = error
+            else:
+                self._tell(step.backend, "answered", None)
+                return found
         raise self._failure or self._nobody()
 
     def _tell(self, backend: str, outcome: Outcome, reason: str | None) -> None:
@@ -89,33 +103,14 @@ class Routing(Generic[Asked]):
             self._exchange.fell_back(failed[-1].backend, step.backend, failed[-1].reason or "")
         self._exchange.answered_by(step.backend, reason)
 
-    async def _ask(self, step: RouteStep, make: Callable[[ServedModel], Reply[Asked]], trail: str) -> Reply[Asked]:
-        reply = make(await self._model(step, trail))
-        reply.routed = True
-        try:
-            await reply.prepare()
-            reply.answer.admit()
-            begun = Begun(reply.answer)
-            reply.answer = begun
-            # A client that waits for a stream hears a sign of life before long, and then there is no way back.
-            await begun.begin(self._host.settings.heartbeat if self._asked.stream else None)
-        except BaseException:
-            reply.give_up()
-            raise
-        self._tell(step.backend, "answered", None)
-        return reply
-
     async def _model(self, step: RouteStep, trail: str) -> ServedModel:
         if step.backend == OWN:
-            return await borrow(self._request, self._asked.model or None)
+            return await borrow(self._request, self._entry.id)
         upstream = self._host.upstreams[step.backend]
-        return remote_model(self._entry.id, upstream, step.model or self._entry.id, {TRAIL: trail}, self._deadline)
+        headers = {TRAIL: trail, "X-Request-ID": self._exchange.info.id}
+        return remote_model(self._entry.id, upstream, step.model or self._entry.id, headers, self._wants.deadline)
 
     # --- Conditions --------------------------------------------------------------------------------------------------
-
-    def _obstacle(self, step: RouteStep) -> str | None:
-        left = None if self._asked.timeout is None else self._asked.timeout - self._exchange.seconds
-        return obstacle(step, Wants(self._tokens, self._needs, left), self._standing(step))
 
     def _standing(self, step: RouteStep) -> Standing:
         if step.backend == OWN:

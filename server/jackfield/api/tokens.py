@@ -9,11 +9,15 @@ from starlette.responses import Response
 
 from jackfield.api import body
 from jackfield.api.borrowing import borrow
+from jackfield.api.routing import ask_route
 from jackfield.api.token_ids import known_tokens
+from jackfield.backends.remote import RemoteModel
+from jackfield.backends.route import Wants
+from jackfield.exchange import Exchange
 from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.prompt import chat_text
-from jackfield.protocol.base import AnswerModel
+from jackfield.protocol.base import AnswerModel, JsonObject
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.protocol.tokens import (
     ApplyTemplateRequest,
@@ -33,17 +37,17 @@ Asked = TypeVar("Asked", TokenizeRequest, DetokenizeRequest, ApplyTemplateReques
 
 async def tokenize(request: Request) -> Response:
     """The tokens of a text or of a conversation."""
-    return await _respond(request, TokenizeRequest, _tokenized)
+    return await _respond(request, TokenizeRequest, _tokenized, _their_tokens)
 
 
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
-    return await _respond(request, DetokenizeRequest, _detokenized)
+    return await _respond(request, DetokenizeRequest, _detokenized, _their_text)
 
 
 async def apply_template(request: Request) -> Response:
     """The prompt that a conversation becomes."""
-    return await _respond(request, ApplyTemplateRequest, _applied)
+    return await _respond(request, ApplyTemplateRequest, _applied, _their_prompt)
 
 
 async def tokenizer_info(request: Request) -> Response:
@@ -54,12 +58,22 @@ async def tokenizer_info(request: Request) -> Response:
 
 
 async def _respond(
-    request: Request, asks: type[Asked], answer: Callable[[Asked, ServedModel], AnswerModel]
+    request: Request,
+    asks: type[Asked],
+    answer: Callable[[Asked, ServedModel], AnswerModel],
+    theirs: Callable[[JsonObject], AnswerModel],
 ) -> Response:
+    """Answer here, or read what another server answers at the same path."""
     _, asked = await body.parsed(await body.whole(request), asks)
-    model = await borrow(request, asked.model)
-    # Long texts and templates take their time.
-    return _answer(await asyncio.to_thread(answer, asked, model))
+
+    async def ask(model: ServedModel) -> AnswerModel:
+        if isinstance(model, RemoteModel):
+            path = request.scope["path"].removeprefix("/v1")
+            return await model.question.ask(path, asked.model_dump(mode="json", exclude_unset=True), theirs)
+        # Long texts and templates take their time.
+        return await asyncio.to_thread(answer, asked, model)
+
+    return _answer(await ask_route(request, asked.model, Exchange.unlogged(request), Wants, ask))
 
 
 def _answer(answer: AnswerModel) -> Response:
@@ -89,6 +103,21 @@ def _piece(token: int, tokenizer: Tokenizer) -> Piece:
 def _detokenized(asked: DetokenizeRequest, model: ServedModel) -> Detokenized:
     text = model.tokenizer.decode(known_tokens(asked.tokens, model, "tokens"), special=True)
     return Detokenized(prompt=text, content=text)
+
+
+def _their_tokens(told: JsonObject) -> Tokens:
+    # llama.cpp tells nothing but the tokens.
+    return Tokens.model_validate({"count": len(told["tokens"]), "max_model_len": None, **told})
+
+
+def _their_text(told: JsonObject) -> Detokenized:
+    # By vLLM's name or by llama.cpp's.
+    text = told["prompt"] if "prompt" in told else told["content"]
+    return Detokenized(prompt=text, content=text)
+
+
+def _their_prompt(told: JsonObject) -> TemplateApplied:
+    return TemplateApplied(prompt=told["prompt"])
 
 
 def _applied(asked: ApplyTemplateRequest, model: ServedModel) -> TemplateApplied:

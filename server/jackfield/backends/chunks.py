@@ -1,6 +1,6 @@
 """From the chunks that another server streams to an answer's deltas."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -66,6 +66,8 @@ class Chunks:
         self._tokens = tokens
         self._nonsense = nonsense
         self.usage = Usage.of(prompt=0, completion=0)
+        self.truncated = False
+        """Some of the prompt was left out."""
 
     @property
     def ended(self) -> bool:
@@ -86,9 +88,12 @@ class Chunks:
         try:
             if isinstance(used := chunk.get("usage"), dict):
                 self.usage = _usage(used)
-            return [delta for one in chunk.get("choices") or () if (delta := self._delta(one))]
+            return [delta for one in self._parts(chunk) if (delta := self._delta(one))]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise self._nonsense("a chunk of its answer is not as OpenAI's are") from None
+
+    def _parts(self, chunk: JsonObject) -> Sequence[dict[str, Any]]:
+        return chunk.get("choices") or ()
 
     def cut_off(self) -> Iterator[Delta]:
         """What is left to say when nothing more comes."""

@@ -8,6 +8,7 @@ from jackfield.errors import (
     InvalidRequestError,
     JackfieldError,
     LoopError,
+    UnsupportedError,
     UpstreamBusyError,
     UpstreamError,
     UpstreamLimitError,
@@ -18,20 +19,33 @@ CONTEXT = "context_length_exceeded"
 LONGEST_WAIT = 3600
 
 
-def refused(name: str, model: str, status: int, headers: Mapping[str, str], body: bytes) -> JackfieldError:
+def refused(
+    name: str, status: int, headers: Mapping[str, str], body: bytes, *, model: str, path: str
+) -> JackfieldError:
     """The error that stands for an answer that is none.
 
     Args:
         name: the upstream's.
-        model: as the upstream was asked for it.
         status: HTTP's.
         headers: the answer's.
         body: the answer's.
+        model: as the upstream was asked for it.
+        path: what it was asked.
     """
     told = _told(body)
     message = str(told.get("message") or f"status {status}")[:2000]
     if status in (400, 413, 422):
         return InvalidRequestError(message, param=_text(told.get("param")), code=_code(told, message))
+    if status in _LACKING and path not in EVERYWHERE and "model" not in message.lower():
+        return UnsupportedError(
+            f"Upstream {name} has no {path}.",
+            suggestions=(
+                f"Let the model's route lead to a server that has {path}: another Jackfield has all of them.",
+                "Name a model that is served here, see GET /v1/models.",
+            ),
+        )
+    if status == 501:
+        return UnsupportedError(f"Upstream {name} refuses: {message}", suggestions=(ELSEWHERE,))
     if status in _MISTAKES:
         return _mistake(name, model, status)
     wait = _seconds(headers)
@@ -46,6 +60,12 @@ def refused(name: str, model: str, status: int, headers: Mapping[str, str], body
     return known.get(status, failed)
 
 
+EVERYWHERE = ("/chat/completions", "/completions")
+"""All such servers have them."""
+
+ELSEWHERE = "Ask for it from a model whose server can do it, see GET /v1/models."
+
+_LACKING = (404, 405)
 _MISTAKES = (401, 403, 404)
 """Our own: the settings are wrong."""
 

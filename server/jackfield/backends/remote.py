@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from jackfield.backends.chunks import SpokenTokens
+from jackfield.backends.question import Question
 from jackfield.backends.upstream import Upstream
-from jackfield.backends.upstream_answer import Question
 from jackfield.models.registry import ServedModel
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class RemoteModel(ServedModel):
 
 
 def remote_model(
-    name: str, upstream: Upstream, model: str, trail: Mapping[str, str], deadline: float | None
+    name: str, upstream: Upstream, model: str, headers: Mapping[str, str], deadline: float | None
 ) -> RemoteModel:
     """The model of that name for one request, which an upstream knows as ``model``."""
     tokens = SpokenTokens()
@@ -36,5 +36,5 @@ def remote_model(
         context_length=0,
         vocabulary=ANY_TOKEN,
         defaults={},
-        question=Question(upstream, model, tokens, trail, deadline),
+        question=Question(upstream, model, tokens, headers, deadline),
     )

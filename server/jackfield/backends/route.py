@@ -1,6 +1,7 @@
 """Which of the ways of a model's route a request may go, and why not the others."""
 
 import re
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,12 +24,17 @@ class Wants:
     Args:
         tokens: of its prompt, as estimated; 0 where it is counted later.
         capabilities: what it needs.
-        seconds: that it has left, if it has a limit.
+        deadline: when its answer has to end, if it has a limit, on ``time.monotonic``'s clock.
     """
 
     tokens: int = 0
     capabilities: frozenset[Capability] = frozenset()
-    seconds: float | None = None
+    deadline: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """That are left."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ MAX_EVENT_BYTES = 16 << 20
 
 LINGER_SECONDS = 0.2
 MAX_ERROR_BYTES = 64 << 10
+MAX_ANSWER_BYTES = 256 << 20
+
+BESIDE_V1 = ("/tokenize", "/detokenize", "/apply-template", "/infill")
+"""Where vLLM, llama.cpp and Jackfield have what OpenAI's API does not."""
 
 
 def onward(trail: str, own: str) -> str:
@@ -94,6 +98,17 @@ class Upstream:
                     return
                 yield self._object(data)
 
+    async def whole(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> JsonObject:
+        """What it answers in one piece.
+
+        Raises:
+            JackfieldError: it refuses, cannot be reached or breaks off.
+        """
+        async with self._asked(path, body, headers) as response:
+            data = await self._limited(response, MAX_ANSWER_BYTES)
+        # Vectors of many texts take their time.
+        return self._object(data) if len(data) < 65_536 else await asyncio.to_thread(self._object, data)
+
     async def close(self) -> None:
         """Nobody asks it any more."""
         if self._client is not None:
@@ -119,16 +134,21 @@ class Upstream:
     async def _asked(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
         try:
             async with self._http().stream(
-                "POST", self.settings.url + path, content=json.dumps(body).encode(), headers=headers
+                "POST", self._at(path), content=json.dumps(body).encode(), headers=headers
             ) as response:
                 if response.status_code != 200:
                     text = await self._limited(response, MAX_ERROR_BYTES)
-                    raise refused(self.name, str(body.get("model")), response.status_code, response.headers, text)
+                    asked = {"model": str(body.get("model")), "path": path}
+                    raise refused(self.name, response.status_code, response.headers, text, **asked)
                 yield response
         except httpx2.ConnectTimeout:
             raise self.late(self.settings.connect_seconds) from None
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise self.nonsense(_in_words(error)) from None
+
+    def _at(self, path: str) -> str:
+        base = self.settings.url
+        return (base.removesuffix("/v1") if path in BESIDE_V1 else base) + path
 
     def _http(self) -> httpx2.AsyncClient:
         if self._client is None:

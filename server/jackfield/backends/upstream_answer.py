@@ -3,24 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 
-from jackfield.backends.breaker import Attempt
-from jackfield.backends.chunks import Chunks, SpokenTokens
-from jackfield.backends.upstream import Upstream
+from jackfield.backends.chunks import Chunks
+from jackfield.backends.infill_chunks import InfillChunks
+from jackfield.backends.question import Question
+from jackfield.backends.turn import Turn
 from jackfield.choice import AnswerFinish, Delta
 from jackfield.drain import Drain
 from jackfield.engine.request import GenerationRequest, SamplingParameters
-from jackfield.errors import (
-    DeadlineExceededError,
-    JackfieldError,
-    ShuttingDownError,
-    UpstreamBusyError,
-    UpstreamError,
-    UpstreamLimitError,
-)
+from jackfield.errors import DeadlineExceededError, JackfieldError
 from jackfield.exchange import Exchange
 from jackfield.protocol.base import JsonObject
 from jackfield.protocol.extension import ChoiceReport, EndedBy, Extension
@@ -28,30 +21,8 @@ from jackfield.protocol.usage import Usage
 
 logger = logging.getLogger(__name__)
 
-NOT_PASSED_ON = ("jackfield", "timeout", "priority", "cache_prompt")
-"""Fields of our own: other servers refuse what they do not know, and these are seen to here."""
-
 END = None
 """After the last chunk."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What another server is asked.
-
-    Args:
-        upstream: who.
-        model: what the model is called there.
-        tokens: where the answer's tokens get their numbers.
-        trail: see `jackfield.backends.upstream.onward`.
-        deadline: when the answer has to end, on ``time.monotonic``'s clock.
-    """
-
-    upstream: Upstream
-    model: str
-    tokens: SpokenTokens
-    trail: Mapping[str, str]
-    deadline: float | None = None
 
 
 class UpstreamAnswer:
@@ -59,14 +30,17 @@ class UpstreamAnswer:
 
     Args:
         question: who is asked, and for which model.
-        document: the request in the words of ``/v1/chat/completions`` or ``/v1/completions``.
+        document: the request in the words of ``/v1/chat/completions`` or ``/v1/completions``, or ``infill``'s.
         exchange: where it is told how the answer goes.
         drain: ends it when the server's time is over.
+        infill: whether it is asked in llama.cpp's words to fill a gap.
     """
 
     parsed = False
 
-    def __init__(self, question: Question, document: JsonObject, exchange: Exchange, drain: Drain) -> None:
+    def __init__(
+        self, question: Question, document: JsonObject, exchange: Exchange, drain: Drain, *, infill: bool = False
+    ) -> None:
         self.exchange = exchange
         self.each = document.get("n") or 1
         self.requests = _stand_ins(document, self.each)
@@ -74,12 +48,13 @@ class UpstreamAnswer:
         self._upstream = question.upstream
         self._document = document
         self._drain = drain
-        self._chunks = Chunks(len(self.requests), question.tokens, self._upstream.nonsense)
+        self._infill = infill
+        reads = InfillChunks if infill else Chunks
+        self._chunks = reads(len(self.requests), question.tokens, self._upstream.nonsense)
         self._heard: asyncio.Queue[JsonObject | Exception | None] = asyncio.Queue()
         self._reading: asyncio.Task[None] | None = None
-        self._attempt: Attempt | None = None
+        self._turn: Turn | None = None
         self._ended_by: EndedBy | None = None
-        self._waits = False
         self._began = time.monotonic()
 
     def admit(self) -> None:
@@ -91,11 +66,12 @@ class UpstreamAnswer:
         Raises:
             JackfieldError: the upstream failed, or the request's time was over before anything was said.
         """
-        self._send()
+        self._turn = turn = Turn(self._upstream)
+        self._reading = asyncio.create_task(self._read())
         held: list[Delta] = []
         try:
-            while (chunk := await self._next()) is not END:
-                self._has_spoken()
+            while (chunk := await self._next(turn)) is not END:
+                turn.has_spoken()
                 for delta in self._chunks.take(chunk):
                     self.exchange.generated(delta.index, delta.tokens, waited=0.0, cached=0)
                     if self._chunks.ended:
@@ -104,29 +80,20 @@ class UpstreamAnswer:
                     else:
                         yield delta
         except JackfieldError as error:
-            self._failed(error)
+            self._stop_reading()
+            turn.failed(error)
             raise
         held += self._chunks.cut_off()
         self._ended_by = self._ended_by or "stop"
         for delta in held:
             yield delta
-        self._succeeded()
+        self._succeeded(turn)
 
     # --- Sending and hearing -----------------------------------------------------------------------------------------
 
-    def _send(self) -> None:
-        self._attempt = self._upstream.begin()
-        self._upstream.waiting += 1
-        self._waits = True
-        self._reading = asyncio.create_task(self._read())
-
     async def _read(self) -> None:
-        body = {name: value for name, value in self._document.items() if name not in NOT_PASSED_ON}
-        body |= {"model": self._question.model, "stream": True, "stream_options": {"include_usage": True}}
-        path = "/chat/completions" if "messages" in body else "/completions"
-        headers = {**self._question.trail, "X-Request-ID": self.exchange.info.id}
         try:
-            async with aclosing(self._upstream.chunks(path, body, headers)) as chunks:
+            async with aclosing(self._asked()) as chunks:
                 async for chunk in chunks:
                     self._heard.put_nowait(chunk)
             self._heard.put_nowait(END)
@@ -136,20 +103,25 @@ class UpstreamAnswer:
             logger.exception("Upstream %s could not be read.", self._upstream.name, exc_info=error)
             self._heard.put_nowait(self._upstream.nonsense("it could not be read"))
 
-    async def _next(self) -> JsonObject | None:
+    def _asked(self) -> AsyncGenerator[JsonObject, None]:
+        body, headers = self._question.body(self._document) | {"stream": True}, self._question.headers
+        if self._infill:
+            return self._upstream.chunks("/infill", body, headers)
+        path = "/chat/completions" if "messages" in body else "/completions"
+        return self._upstream.chunks(path, body | {"stream_options": {"include_usage": True}}, headers)
+
+    async def _next(self, turn: Turn) -> JsonObject | None:
         settings = self._upstream.settings
-        seconds, deadline = settings.first_seconds if self._waits else settings.idle_seconds, self._question.deadline
-        left = seconds if deadline is None else min(seconds, deadline - time.monotonic())
+        patience = settings.first_seconds if turn.waits else settings.idle_seconds
         try:
-            async with self._drain.interrupting(), asyncio.timeout(max(left, 0.0)):
+            async with self._drain.interrupting(), asyncio.timeout(self._question.seconds(patience)):
                 heard = await self._heard.get()
         except TimeoutError:
             if self._chunks.ended:
                 return END
-            if deadline is None or time.monotonic() < deadline:
-                raise self._upstream.late(seconds) from None
-            if self._waits:
-                raise DeadlineExceededError from None
+            silent = self._question.silent(patience)
+            if turn.waits or not isinstance(silent, DeadlineExceededError):
+                raise silent from None
             self._ended_by = "timeout"
             return END
         if self._chunks.ended:
@@ -161,38 +133,18 @@ class UpstreamAnswer:
             raise self._upstream.nonsense("its stream ended before the answer did")
         return heard
 
-    def _has_spoken(self) -> None:
-        if self._waits:
-            self._waits = False
-            self._upstream.waiting -= 1
-
     # --- Ends --------------------------------------------------------------------------------------------------------
 
-    def _succeeded(self) -> None:
-        self._end("answered")
-        if self._attempt is not None:
-            self._attempt.succeeded()
+    def _succeeded(self, turn: Turn) -> None:
+        self._stop_reading()
+        turn.succeeded()
         each = self.usage().completion_tokens // len(self.requests)
         for finish in self._chunks.finishes:
             self.exchange.finished(self._choice_ended_by(finish), each)
         self.exchange.completed(**self._facts())
 
-    def _failed(self, error: JackfieldError) -> None:
-        self._end(error.error_code or error.type)
-        if self._attempt is None:
-            return
-        if _is_to_blame(error):
-            self._attempt.failed()
-        elif isinstance(error, DeadlineExceededError | ShuttingDownError):
-            self._attempt.abandoned()
-        else:
-            # It is there, and answers.
-            self._attempt.succeeded()
-
-    def _end(self, outcome: str) -> None:
-        self._has_spoken()
+    def _stop_reading(self) -> None:
         if self._reading is not None:
-            self._upstream.outcomes[outcome] += 1
             self._reading.cancel()
             self._reading = None
 
@@ -201,6 +153,11 @@ class UpstreamAnswer:
         """Whether all choices have."""
         return self._ended_by is not None
 
+    @property
+    def truncated(self) -> bool:
+        """Whether the upstream says that it has left out some of the prompt."""
+        return self._chunks.truncated
+
     def cancel(self) -> None:
         """Nobody listens any more: the upstream is told so at once."""
         self.exchange.cancelled(self._chunks.usage.completion_tokens)
@@ -208,9 +165,9 @@ class UpstreamAnswer:
 
     def stop(self) -> None:
         """The upstream need not go on; harmless once it has ended."""
-        self._end("cancelled")
-        if self._attempt is not None:
-            self._attempt.abandoned()
+        self._stop_reading()
+        if self._turn is not None:
+            self._turn.abandoned()
 
     def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say when nothing more comes."""
@@ -265,14 +222,6 @@ class UpstreamAnswer:
         }
 
 
-def _is_to_blame(error: JackfieldError) -> bool:
-    """Whether an error says that the upstream is not well, rather than that it is busy or not set up for this."""
-    if isinstance(error, UpstreamLimitError):
-        return False
-    known = ("upstream_unauthorized", "upstream_model_not_found")
-    return isinstance(error, UpstreamError | UpstreamBusyError) and error.error_code not in known
-
-
 def _stand_ins(document: JsonObject, each: int) -> Sequence[GenerationRequest]:
     """One a choice, in the place of what an engine would be asked: their prompts are not known here."""
     prompt = document.get("prompt")
@@ -283,5 +232,6 @@ def _stand_ins(document: JsonObject, each: int) -> Sequence[GenerationRequest]:
         presence_penalty=document.get("presence_penalty") or 0.0,
     )
     prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
-    limit = document.get("max_completion_tokens") or document.get("max_tokens") or 0
+    limits = (document.get(name) for name in ("max_completion_tokens", "max_tokens", "n_predict"))
+    limit = next(filter(None, limits), 0)
     return [GenerationRequest(f"upstream-{i}", (), limit, sampling) for i in range(each * prompts)]

@@ -125,7 +125,8 @@ class Tokens(AnswerModel):
     always: ClassVar = ("token_strs",)
 
     count: int
-    max_model_len: int
+    max_model_len: int | None
+    """None where another server has counted that does not tell."""
     tokens: list[int] | list[Piece]
     token_strs: list[str] | None = None
     """As the vocabulary writes them."""

@@ -15,10 +15,12 @@ from jackfield.api.anthropic.blocks import Blocks, Thoughts
 from jackfield.api.anthropic.conversion import as_chat
 from jackfield.api.anthropic.envelope import envelope
 from jackfield.api.anthropic.names import own_names
-from jackfield.api.borrowing import borrow
 from jackfield.api.conversation import Conversation
 from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
+from jackfield.api.routing import ask_route
+from jackfield.backends.remote import RemoteModel
+from jackfield.backends.route import Wants
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.exchange import Exchange
@@ -60,13 +62,29 @@ async def count_tokens(request: Request) -> Response:
     asks = BetaTokenCountRequest if _has_betas(request) else TokenCountRequest
     _, asked = await body.parsed(await body.whole(request), asks)
     body.log_ignored(asked)
-    model = await borrow(request, asked.model)
+
+    async def ask(model: ServedModel) -> TokenCount:
+        if isinstance(model, RemoteModel):
+            question = model.question.along(request.headers, "anthropic-version", "anthropic-beta")
+            document = asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            return await question.ask("/messages/count_tokens", document, _their_count)
+        return await _counted(asked, model)
+
+    count = await ask_route(request, asked.model, Exchange.unlogged(request), Wants, ask)
+    return Response(count.to_json(), media_type="application/json")
+
+
+async def _counted(asked: TokenCountRequest, model: ServedModel) -> TokenCount:
     chat = as_chat(asked)
     with own_names(asked, chat):
         pictures = None if model.images is None else await model.images.read(chat)
         # Templates and tokens take their time.
         prompt = await asyncio.to_thread(chat_prompt, chat, model.tokenizer, pictures)
-    return Response(TokenCount(input_tokens=len(prompt.tokens)).to_json(), media_type="application/json")
+    return TokenCount(input_tokens=len(prompt.tokens))
+
+
+def _their_count(told: JsonObject) -> TokenCount:
+    return TokenCount(input_tokens=told["input_tokens"])
 
 
 def _has_betas(request: Request) -> bool:
