@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from jackfield.choice import Choice, Delta
@@ -87,7 +87,7 @@ class Answer:
         """
         self.model.engine.admit([request.id for request in self.requests])
 
-    async def __aiter__(self) -> AsyncIterator[Delta | Progress]:
+    async def __aiter__(self) -> AsyncGenerator[Delta | Progress, None]:
         """What the choices have more, as it comes, until all of them have ended.
 
         Raises:

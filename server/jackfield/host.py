@@ -13,7 +13,8 @@ from jackfield.answer import Answer
 from jackfield.api.form import ChatForm
 from jackfield.api.generation import engine_requests
 from jackfield.backends.cascade import Cascade
-from jackfield.backends.plugged import PluggedAnswer
+from jackfield.backends.plugged import TEXT_ALONE, PluggedAnswer, PluggedTask
+from jackfield.backends.route import Standing
 from jackfield.backends.upstream import Upstream
 from jackfield.choice import Delta
 from jackfield.drain import Drain
@@ -28,6 +29,7 @@ from jackfield.hooks.discovery import given
 from jackfield.hooks.dispatcher import ESCAPES
 from jackfield.hooks.parsers import IsolatedParser, MakeParser
 from jackfield.hooks.plugin import Plugin
+from jackfield.hooks.routes import check_routes, taken_names
 from jackfield.hooks.server import ModelInfo, plugin_data_dir
 from jackfield.hooks.specs import Backend
 from jackfield.metrics.requests import PLUGIN, RequestMetrics
@@ -65,7 +67,8 @@ class Host:
         )
         self.recent_items = RecentItems()
         self.drain = Drain(registry)
-        self.backends = hooks.backends(self.server, [OWN])
+        check_routes(settings, hooks)
+        self.backends = hooks.backends(self.server, taken_names(settings))
         self.attempts: Counter[tuple[str, str, str, str]] = Counter()
         """Along routes: model, backend, outcome and reason, which are names from the settings and words of our own."""
         self.upstreams = {name: Upstream(name, one) for name, one in settings.upstreams.items()}
@@ -135,10 +138,30 @@ class Host:
 
         ``plain`` says that one choice of text alone is asked for.
         """
+        first, tokenizer = own.requests[0], own.model.tokenizer
+        task = PluggedTask(
+            body,
+            own.requests,
+            prompt_tokens=len(first.prompt),
+            count=lambda text: len(tokenizer.encode(text, special=False)),
+            plain=plain,
+            deadline=first.deadline,
+        )
+        return Cascade(name, self.plugged_answer(name, task, own.exchange), own)
+
+    def plugged_answer(self, name: str, task: PluggedTask, exchange: Exchange) -> PluggedAnswer:
+        """The answer of a backend that a plugin brings."""
         plugin, backend = self.backends[name]
+        outcome = partial(self._count_backend, plugin)
         seconds = self.settings.slow_hook_seconds
-        answer = PluggedAnswer(backend, body, own, plain=plain, seconds=seconds, drain=self.drain)
-        return Cascade(name, answer, own, lambda error: self._count_backend(plugin, error))
+        return PluggedAnswer(name, backend, task, exchange, seconds=seconds, drain=self.drain, outcome=outcome)
+
+    def standing(self, name: str, request: RequestInfo) -> Standing:
+        """How a backend that a plugin brings stands."""
+        plugin, backend = self.backends.get(name, (None, None))
+        if plugin is None or backend is None or not plugin.active:
+            return Standing(ready=False, lets_through=False)
+        return Standing(serves=self._serves(plugin, backend, request), lacks=TEXT_ALONE, answers_alone=True)
 
     def _count_backend(self, plugin: Plugin, error: Exception | None) -> None:
         if error is None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from jackfield.api import body
 from jackfield.api.routing import ask_route
 from jackfield.api.token_ids import known_tokens
-from jackfield.backends.remote import RemoteModel
+from jackfield.backends.remote import UpstreamModel
 from jackfield.backends.route import Wants, estimated_tokens
 from jackfield.errors import ContextLengthExceededError, InvalidRequestError
 from jackfield.exchange import Exchange
@@ -55,12 +55,12 @@ async def _answer(request: Request, whole: bytes, exchange: Exchange) -> bytes:
     asked = await body.read(whole, EmbeddingsRequest, exchange)
 
     async def ask(model: ServedModel) -> _Made:
-        if isinstance(model, RemoteModel):
+        if isinstance(model, UpstreamModel):
             return await _elsewhere(asked, model, exchange)
         return await _here(asked, model, exchange)
 
     def wants() -> Wants:
-        return Wants(estimated_tokens(whole), deadline=exchange.deadline(asked.timeout))
+        return Wants(estimated_tokens(whole), deadline=exchange.deadline(asked.timeout), answer=False)
 
     made = await ask_route(request, asked.model, exchange, wants, ask)
     # Many numbers take their time.
@@ -85,7 +85,7 @@ async def _here(asked: EmbeddingsRequest, model: ServedModel, exchange: Exchange
     return _Made(found, vectors.tokens, model.id)
 
 
-async def _elsewhere(asked: EmbeddingsRequest, model: RemoteModel, exchange: Exchange) -> _Made:
+async def _elsewhere(asked: EmbeddingsRequest, model: UpstreamModel, exchange: Exchange) -> _Made:
     inputs = len(asked.inputs)
     exchange.received(prompt_tokens=0, inputs=inputs, max_tokens=0, choices=0, context_length=0)
     document = asked.model_dump(mode="json", exclude_unset=True)

@@ -14,7 +14,8 @@ from jackfield.api.form import constraint_of
 from jackfield.api.generation import engine_requests
 from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
-from jackfield.backends.remote import RemoteModel
+from jackfield.backends.plugged import PluggedAnswer
+from jackfield.backends.remote import RemoteModel, UpstreamModel
 from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
 from jackfield.engine.infill import InfillProcessor
@@ -61,7 +62,9 @@ class _InfillReply(Reply[InfillRequest]):
     def document(self) -> JsonObject:
         return self.asked.as_completion(self.model.id)
 
-    def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer:
+    def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer | PluggedAnswer:
+        if not isinstance(model, UpstreamModel):
+            return super().ask_elsewhere(model)
         # OpenAI's words do not have most of it.
         told = self.asked.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
         self._elsewhere = UpstreamAnswer(model.question, told, self.exchange, self.host.drain, infill=True)

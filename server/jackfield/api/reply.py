@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from jackfield.answer import Answer
 from jackfield.api import sse
 from jackfield.backends.begun import AnyAnswer, Begun
+from jackfield.backends.plugged import PluggedAnswer
 from jackfield.backends.remote import RemoteModel
 from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
@@ -60,9 +61,9 @@ class Reply(ABC, Generic[Asked]):
     def stream(self) -> AsyncIterator[bytes]:
         """The answer as it comes, event by event."""
 
-    def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer:
-        """What another server has to do."""
-        return UpstreamAnswer(model.question, self.document(), self.exchange, self.host.drain)
+    def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer | PluggedAnswer:
+        """What somebody else has to do."""
+        return model.answer(self.document(), self.exchange, plain=self.plain)
 
     @property
     def plain(self) -> bool:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 from starlette.requests import Request
 
 from jackfield.api.borrowing import borrow
-from jackfield.backends.remote import remote_model
+from jackfield.backends.remote import PluggedModel, UpstreamModel
 from jackfield.backends.route import Standing, Wants, obstacle
 from jackfield.backends.upstream import TRAIL, onward
 from jackfield.errors import (
@@ -106,24 +107,30 @@ class _Way:
     async def _model(self, step: RouteStep, trail: str) -> ServedModel:
         if step.backend == OWN:
             return await borrow(self._request, self._entry.id)
-        upstream = self._host.upstreams[step.backend]
+        name, called, deadline = self._entry.id, step.model or self._entry.id, self._wants.deadline
+        upstream = self._host.upstreams.get(step.backend)
+        if upstream is None:
+            begin = partial(self._host.plugged_answer, step.backend)
+            return PluggedModel(name, called, deadline=deadline, begin=begin)
         headers = {TRAIL: trail, "X-Request-ID": self._exchange.info.id}
-        return remote_model(self._entry.id, upstream, step.model or self._entry.id, headers, self._wants.deadline)
+        return UpstreamModel(name, upstream, called, headers=headers, deadline=deadline, drain=self._host.drain)
 
     # --- Conditions --------------------------------------------------------------------------------------------------
 
     def _standing(self, step: RouteStep) -> Standing:
         if step.backend == OWN:
             return self._own_standing()
-        upstream = self._host.upstreams[step.backend]
+        upstream = self._host.upstreams.get(step.backend)
+        if upstream is None:
+            return self._host.standing(step.backend, self._exchange.info)
         breaker = upstream.breaker
-        return Standing(breaker.state == "closed", breaker.lets_through, upstream.waiting)
+        return Standing(breaker.state == "closed", breaker.lets_through, queue=upstream.waiting)
 
     def _own_standing(self) -> Standing:
         served, profile = self._entry.served, self._entry.profile
         queue = served.engine.statistics.waiting + served.engine.statistics.reading if served else 0
         blind = profile is not None and "images" not in profile.capabilities
-        return Standing(self._entry.state == "ready", True, queue, frozenset(["images"] if blind else []))
+        return Standing(self._entry.state == "ready", queue=queue, lacks=frozenset(["images"] if blind else []))
 
     def _nobody(self) -> NoBackendError:
         reasons = ", ".join(f"{one.backend}: {one.reason}" for one in self._exchange.attempts)

@@ -11,8 +11,8 @@ from jackfield.api import body
 from jackfield.api.borrowing import borrow
 from jackfield.api.routing import ask_route
 from jackfield.api.token_ids import known_tokens
-from jackfield.backends.remote import RemoteModel
-from jackfield.backends.route import Wants
+from jackfield.backends.remote import UpstreamModel
+from jackfield.backends.route import counting
 from jackfield.exchange import Exchange
 from jackfield.models.registry import ServedModel
 from jackfield.models.tokenizer import Tokenizer
@@ -67,13 +67,13 @@ async def _respond(
     _, asked = await body.parsed(await body.whole(request), asks)
 
     async def ask(model: ServedModel) -> AnswerModel:
-        if isinstance(model, RemoteModel):
+        if isinstance(model, UpstreamModel):
             path = request.scope["path"].removeprefix("/v1")
             return await model.question.ask(path, asked.model_dump(mode="json", exclude_unset=True), theirs)
         # Long texts and templates take their time.
         return await asyncio.to_thread(answer, asked, model)
 
-    return _answer(await ask_route(request, asked.model, Exchange.unlogged(request), Wants, ask))
+    return _answer(await ask_route(request, asked.model, Exchange.unlogged(request), counting, ask))
 
 
 def _answer(answer: AnswerModel) -> Response:

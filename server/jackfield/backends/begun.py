@@ -2,16 +2,21 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 
 from jackfield.answer import Answer, Progress
 from jackfield.backends.cascade import Cascade
+from jackfield.backends.plugged import PluggedAnswer
 from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
 from jackfield.engine.request import GenerationRequest
 from jackfield.exchange import Exchange
 from jackfield.protocol.extension import EndedBy, Extension
 from jackfield.protocol.usage import Usage
+
+AHEAD = 16
+"""Parts that are read before somebody takes them."""
 
 
 class Begun:
@@ -23,9 +28,10 @@ class Begun:
 
     def __init__(self, answer: "AnyAnswer") -> None:
         self._answer = answer
-        self._parts = aiter(answer)
         self._read: deque[Delta | Progress] = deque()
-        self._next: asyncio.Task[Delta | Progress | None] | None = None
+        self._coming: asyncio.Queue[Delta | Progress | Exception | None] = asyncio.Queue(AHEAD)
+        self._reading: asyncio.Task[None] | None = None
+        self._over = False
         self.exchange: Exchange = answer.exchange
 
     async def begin(self, seconds: float | None) -> None:
@@ -34,27 +40,39 @@ class Begun:
         Raises:
             JackfieldError: there are none.
         """
-        loop = asyncio.get_running_loop()
-        deadline = None if seconds is None else loop.time() + seconds
-        while deadline is None or not any(isinstance(part, Delta) for part in self._read):
-            self._next = self._next or asyncio.ensure_future(self._one())
-            left = None if deadline is None else max(0.0, deadline - loop.time())
-            done, _ = await asyncio.wait({self._next}, timeout=left)
-            if not done:
-                return
-            task, self._next = self._next, None
-            part = task.result()
-            if part is None:
-                return
-            self._read.append(part)
+        self._reading = asyncio.create_task(self._read_ahead())
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                while seconds is None or not any(isinstance(part, Delta) for part in self._read):
+                    if (part := await self._next()) is None:
+                        return
+                    self._read.append(part)
+        except TimeoutError:
+            if not limit.expired():
+                raise
 
-    async def _one(self) -> Delta | Progress | None:
-        return await anext(self._parts, None)
+    async def _read_ahead(self) -> None:
+        """All of it, in one task: what a generator opens it must close in the same one."""
+        try:
+            async with aclosing(aiter(self._answer)) as parts:
+                async for part in parts:
+                    await self._coming.put(part)
+        except Exception as error:
+            await self._coming.put(error)
+        else:
+            await self._coming.put(None)
+
+    async def _next(self) -> Delta | Progress | None:
+        part = await self._coming.get()
+        if isinstance(part, Exception):
+            raise part
+        self._over = part is None
+        return part
 
     def admit(self) -> None:
         """It is admitted."""
 
-    async def __aiter__(self) -> AsyncIterator[Delta | Progress]:
+    async def __aiter__(self) -> AsyncGenerator[Delta | Progress, None]:
         """All of it.
 
         Raises:
@@ -62,15 +80,7 @@ class Begun:
         """
         while self._read:
             yield self._read.popleft()
-        if self._next is not None:
-            task, self._next = self._next, None
-            try:
-                part = await task
-            finally:
-                task.cancel()
-            if part is not None:
-                yield part
-        async for part in self._parts:
+        while not self._over and (part := await self._next()) is not None:
             yield part
 
     @property
@@ -99,8 +109,8 @@ class Begun:
         self._answer.stop()
 
     def _stop_reading(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
 
     def cut_off(self, by: EndedBy = "error") -> Iterator[Delta]:
         """What is left to say when nothing more comes."""
@@ -115,5 +125,5 @@ class Begun:
         return self._answer.extension()
 
 
-AnyAnswer = Answer | Cascade | UpstreamAnswer | Begun
+AnyAnswer = Answer | Cascade | PluggedAnswer | UpstreamAnswer | Begun
 """Whoever gives it."""

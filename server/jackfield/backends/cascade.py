@@ -1,6 +1,6 @@
 """An answer by the first of several who can give it."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from jackfield.answer import Answer, Progress
 from jackfield.backends.plugged import PluggedAnswer
@@ -18,16 +18,12 @@ class Cascade:
         name: the backend's.
         plugged: its answer.
         own: the engine's.
-        outcome: hears how the backend did: None for well, or what was wrong.
     """
 
-    def __init__(
-        self, name: str, plugged: PluggedAnswer, own: Answer, outcome: Callable[[Exception | None], None]
-    ) -> None:
+    def __init__(self, name: str, plugged: PluggedAnswer, own: Answer) -> None:
         self._name = name
         self._own = own
         self._current: PluggedAnswer | Answer = plugged
-        self._outcome = outcome
         self.exchange = own.exchange
 
     @property
@@ -54,7 +50,7 @@ class Cascade:
             self._fall_back(error)
             self._own.admit()
 
-    async def __aiter__(self) -> AsyncIterator[Delta | Progress]:
+    async def __aiter__(self) -> AsyncGenerator[Delta | Progress, None]:
         """What the first one who can says.
 
         Raises:
@@ -66,28 +62,21 @@ class Cascade:
                 said = True
                 yield part
         except (DeadlineExceededError, ShuttingDownError):
-            # The client's own limit, or the server's end: no fault of the backend, and nobody else has time either.
+            # The client's own limit, or the server's end: nobody else has time either.
             raise
-        except Exception as error:
-            if self._current is self._own:
-                raise
-            self._outcome(error)
-            if said:
+        except JackfieldError as error:
+            if said or self._current is self._own:
                 raise
             self._fall_back(error)
         else:
-            if self._current is not self._own:
-                self._outcome(None)
             return
         self._own.admit()
         async for part in self._own:
             yield part
 
-    def _fall_back(self, error: Exception) -> None:
+    def _fall_back(self, error: JackfieldError) -> None:
         self._current = self._own
-        # Somebody else's error may quote the request.
-        reason = error.message if isinstance(error, JackfieldError) else type(error).__name__
-        self.exchange.fell_back(self._name, "mlx", reason)
+        self.exchange.fell_back(self._name, "mlx", error.message)
 
     @property
     def ended(self) -> bool:

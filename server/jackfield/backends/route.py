@@ -8,7 +8,7 @@ from typing import Literal
 from jackfield.protocol.base import JsonObject
 from jackfield.settings.upstreams import Capability, RouteStep
 
-Reason = Literal["not_ready", "circuit_open", "queue", "context", "capability", "deadline"]
+Reason = Literal["not_ready", "circuit_open", "declined", "queue", "context", "capability", "deadline"]
 """Why a way is left out."""
 
 CHARACTERS = 4
@@ -25,16 +25,23 @@ class Wants:
         tokens: of its prompt, as estimated; 0 where it is counted later.
         capabilities: what it needs.
         deadline: when its answer has to end, if it has a limit, on ``time.monotonic``'s clock.
+        answer: whether it is an answer in words, rather than vectors or a count.
     """
 
     tokens: int = 0
     capabilities: frozenset[Capability] = frozenset()
     deadline: float | None = None
+    answer: bool = True
 
     @property
     def seconds(self) -> float | None:
         """That are left."""
         return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+def counting() -> Wants:
+    """What there is to know of a text whose tokens are to be counted, however many they are."""
+    return Wants(answer=False)
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,18 @@ class Standing:
     Args:
         ready: it could answer at once.
         lets_through: it may be asked at all.
+        serves: it wants to answer this request.
         queue: requests that wait there for their first token.
         lacks: what it is known not to be able to do.
+        answers_alone: it gives answers in words, and nothing else.
     """
 
     ready: bool = True
     lets_through: bool = True
+    serves: bool = True
     queue: int = 0
     lacks: frozenset[Capability] = frozenset()
+    answers_alone: bool = False
 
 
 def estimated_tokens(body: bytes) -> int:
@@ -83,14 +94,18 @@ def obstacle(step: RouteStep, wants: Wants, standing: Standing) -> Reason | None
     left = wants.seconds
     found: dict[Reason, bool] = {
         "circuit_open": not standing.lets_through,
+        "declined": not standing.serves,
         "not_ready": step.ready and not standing.ready,
         "queue": step.max_queue is not None and standing.queue > step.max_queue,
         "context": step.context_length is not None and wants.tokens > step.context_length,
-        "capability": bool(wants.capabilities & standing.lacks) or _lacks(step, wants),
+        "capability": _lacks(step, wants, standing),
         "deadline": step.min_seconds is not None and left is not None and left < step.min_seconds,
     }
     return next((reason for reason, stands in found.items() if stands), None)
 
 
-def _lacks(step: RouteStep, wants: Wants) -> bool:
-    return step.capabilities is not None and not wants.capabilities <= set(step.capabilities)
+def _lacks(step: RouteStep, wants: Wants, standing: Standing) -> bool:
+    if standing.answers_alone and not wants.answer:
+        return True
+    able = wants.capabilities if step.capabilities is None else set(step.capabilities)
+    return not wants.capabilities <= able - standing.lacks

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 from jackfield.backends.chunks import Chunks
@@ -43,7 +43,7 @@ class UpstreamAnswer:
     ) -> None:
         self.exchange = exchange
         self.each = document.get("n") or 1
-        self.requests = _stand_ins(document, self.each)
+        self.requests = stand_ins(document, self.each)
         self._question = question
         self._upstream = question.upstream
         self._document = document
@@ -60,7 +60,7 @@ class UpstreamAnswer:
     def admit(self) -> None:
         """Whether it is taken is seen when it is sent."""
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    async def __aiter__(self) -> AsyncGenerator[Delta, None]:
         """What the choices have more, as it comes, until all of them have ended.
 
         Raises:
@@ -222,7 +222,7 @@ class UpstreamAnswer:
         }
 
 
-def _stand_ins(document: JsonObject, each: int) -> Sequence[GenerationRequest]:
+def stand_ins(document: JsonObject, each: int) -> Sequence[GenerationRequest]:
     """One a choice, in the place of what an engine would be asked: their prompts are not known here."""
     prompt = document.get("prompt")
     sampling = SamplingParameters(

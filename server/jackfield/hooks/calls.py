@@ -56,6 +56,7 @@ class Hooks:
         self.plugins = tuple(plugins)
         self.engine = EngineHooks(dispatcher)
         self._dispatcher = dispatcher
+        self._backend_kinds: dict[str, tuple[Plugin, Callable[..., Any]]] | None = None
         self._mail = {
             hook: [Mailbox(dispatcher, implementation) for implementation in dispatcher.of(hook)]
             for hook in ("log_record", "on_event")
@@ -109,10 +110,16 @@ class Hooks:
         """By name, besides the built-in ones, whose names are ``taken``, and who brings it."""
         return self._registered("register_tool_parsers", taken)
 
+    def backend_kinds(self, taken: Iterable[str]) -> dict[str, tuple[Plugin, Callable[..., Any]]]:
+        """What makes those who answer besides the ones whose names are ``taken``, by name, and who brings it."""
+        if self._backend_kinds is None:
+            self._backend_kinds = self._registered("register_backends", taken)
+        return self._backend_kinds
+
     def backends(self, server: Callable[[Plugin], Server], taken: Iterable[str]) -> dict[str, tuple[Plugin, Backend]]:
-        """Who answers, besides the engines here, whose names are ``taken``, by name, and who brings it."""
+        """Those who answer, see `backend_kinds`."""
         found: dict[str, tuple[Plugin, Backend]] = {}
-        for name, (plugin, kind) in self._registered("register_backends", taken).items():
+        for name, (plugin, kind) in self.backend_kinds(taken).items():
             try:
                 found[name] = plugin, kind(server(plugin))
             except Exception as error:

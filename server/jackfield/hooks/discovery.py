@@ -12,6 +12,7 @@ from jackfield.errors import ConfigurationError
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.dispatcher import Dispatcher, refuse_open_door
 from jackfield.hooks.plugin import Plugin
+from jackfield.hooks.routes import check_routes
 from jackfield.hooks.specs import PROJECT
 from jackfield.settings import Settings
 from jackfield.settings.nearest import nearest
@@ -41,12 +42,14 @@ def discover(settings: Settings) -> Hooks:
 
     Raises:
         ConfigurationError: two have the same name, one that was asked for is not there or cannot be loaded, or its
-            settings are wrong.
+            settings are wrong; a model's route leads to nobody.
     """
     points = [point for point in entry_points(group=PROJECT) if _wanted(point.name, settings)]
     _refuse_duplicates([point.name for point in points])
     _refuse_missing(settings, [point.name for point in entry_points(group=PROJECT)])
-    return plug_in([_load(point) for point in points], settings)
+    hooks = plug_in([_load(point) for point in points], settings)
+    check_routes(settings, hooks)
+    return hooks
 
 
 def discover_commands(settings: Settings, cli: click.Group) -> None:

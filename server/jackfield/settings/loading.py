@@ -68,28 +68,9 @@ def _put_together(flags: Mapping[str, Any], file: Path | None, environment: Mapp
         settings = Settings.model_validate({name: value for name, (value, _) in merged.items()})
     except ValidationError as error:
         raise _refusal(error, origins) from None
-    _check_routes(settings)
-    return Configuration(settings, file, origins)
-
-
-def _check_routes(settings: Settings) -> None:
-    """Make sure that routes lead to somebody.
-
-    Raises:
-        ConfigurationError: one does not.
-    """
-    known = (OWN, *settings.upstreams)
     if OWN in settings.upstreams:
         raise ConfigurationError(f"An upstream cannot be called {OWN!r}.", suggestions=("Give it another name.",))
-    for name, model in settings.models.items():
-        for step in model.route:
-            if step.backend not in known:
-                near = nearest(step.backend, known)
-                hint = f"Did you mean {near!r}?" if near else f"Use one of: {', '.join(known)}."
-                raise ConfigurationError(
-                    f"The route of model {name!r} leads to {step.backend!r}, which there is not.",
-                    suggestions=(hint, f"Or describe it in a table [upstreams.{step.backend}]."),
-                )
+    return Configuration(settings, file, origins)
 
 
 def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigurationError:

@@ -66,7 +66,7 @@ class RouteStep(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backend: str
-    """``mlx``, or the name of an upstream."""
+    """``mlx``, or the name of an upstream or of a plugin's backend."""
     model: str | None = None
     """What the upstream calls the model; by default what it is called here."""
     ready: bool = False

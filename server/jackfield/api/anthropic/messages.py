@@ -19,8 +19,8 @@ from jackfield.api.conversation import Conversation
 from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
 from jackfield.api.routing import ask_route
-from jackfield.backends.remote import RemoteModel
-from jackfield.backends.route import Wants
+from jackfield.backends.remote import UpstreamModel
+from jackfield.backends.route import counting
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
 from jackfield.exchange import Exchange
@@ -64,13 +64,13 @@ async def count_tokens(request: Request) -> Response:
     body.log_ignored(asked)
 
     async def ask(model: ServedModel) -> TokenCount:
-        if isinstance(model, RemoteModel):
+        if isinstance(model, UpstreamModel):
             question = model.question.along(request.headers, "anthropic-version", "anthropic-beta")
             document = asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
             return await question.ask("/messages/count_tokens", document, _their_count)
         return await _counted(asked, model)
 
-    count = await ask_route(request, asked.model, Exchange.unlogged(request), Wants, ask)
+    count = await ask_route(request, asked.model, Exchange.unlogged(request), counting, ask)
     return Response(count.to_json(), media_type="application/json")
 
 
