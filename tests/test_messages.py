@@ -1,5 +1,6 @@
 """``/v1/messages``: what clients see of it, event by event, and what the model sees of the conversation."""
 
+import gzip
 import http.client
 import json
 from collections.abc import Callable, Iterator
@@ -744,6 +745,25 @@ def test_a_body_that_is_too_large(jackfield_server: StartServer) -> None:
     server = jackfield_server(max_body_bytes=1024)
     reply = ask(server, messages=[{"role": "user", "content": "x" * 2000}])
     assert (reply.status, reply.json["error"]["type"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+def test_a_body_that_is_compressed(server: JackfieldServer, path: str) -> None:
+    address = server.url.removeprefix("http://")
+    for encoding, status in (("gzip", 415), ("identity, br", 415), ("Identity", 200)):
+        whole = json.dumps(body()).encode()
+        sent = whole if status == 200 else gzip.compress(whole)
+        with closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            connection.request("POST", path, sent, {"Content-Encoding": encoding})
+            response = connection.getresponse()
+            told = json.loads(response.read())
+        assert response.status == status
+        if status == 415:
+            assert response.headers["accept-encoding"] == "identity"
+            assert told["error"]["type"] == "invalid_request_error"
+            assert encoding in told["error"]["message"]
+            assert "Content-Encoding" in told["error"]["suggestions"][0]
+            assert "unsupported_content_encoding" in json.dumps(told)
 
 
 def test_an_unknown_model(server: JackfieldServer) -> None:

@@ -3,17 +3,19 @@
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from starlette.routing import WebSocketRoute
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from jackfield.hooks import hookimpl
+from jackfield.hooks import Identity, hookimpl
 from jackfield.security.key import digest
-from jackfield.testing import JackfieldServer, StartServer
+from jackfield.testing import JackfieldServer, StartServer, serving
 from jackfield.testing.reply import Reply
 
 QUESTION = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
@@ -34,9 +36,16 @@ def ask(server: JackfieldServer, path: str = "/v1/chat/completions", method: str
         return Reply(response.status, told, response.read().decode())
 
 
+@pytest.fixture(scope="module")
+def shared(jackfield_tokenizer: Path) -> Iterator[JackfieldServer]:
+    with serving(jackfield_tokenizer, allowed_hosts=["chat.example.com", ".lan.example.com"]) as server:
+        yield server
+
+
 @pytest.fixture
-def server(jackfield_server: StartServer) -> JackfieldServer:
-    return jackfield_server(allowed_hosts=["chat.example.com", ".lan.example.com"])
+def server(shared: JackfieldServer) -> JackfieldServer:
+    shared.requests.clear()
+    return shared
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,9 @@ def server(jackfield_server: StartServer) -> JackfieldServer:
         "127.0.0.1.evil.example.net",
         "chat.example.com.evil.example.net",
         "lan.example.com.evil.net",
+        "docker.internal",
+        "evil.host.docker.internal",
+        "host.docker.internal.evil.example.net",
         "[::1",
         "a@b",
     ],
@@ -74,6 +86,8 @@ def test_a_name_that_somebody_else_gave_the_server(server: JackfieldServer, host
         "jackfield.localhost",
         "chat.example.com",
         "a.b.lan.example.com:80",
+        "host.docker.internal:8080",
+        "host.containers.internal",
         socket.gethostname(),
     ],
 )
@@ -103,6 +117,27 @@ def test_the_servers_own_pages_and_programs_with_windows(server: JackfieldServer
         assert ask(server, Origin=origin).status == 200
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_what_a_page_of_another_site_shows_as_its_own(server: JackfieldServer, site: str) -> None:
+    """Browsers send no Origin with what images, scripts, styles and frames are made of."""
+    for mode, kind in (("no-cors", "image"), ("no-cors", "script"), ("navigate", "iframe"), ("navigate", "object")):
+        reply = ask(server, "/v1/models", "GET", Sec_Fetch_Site=site, Sec_Fetch_Mode=mode, Sec_Fetch_Dest=kind)
+        assert reply.status == 403, (mode, kind)
+        assert reply.json["error"]["code"] == "foreign_origin"
+        assert "cors_origins" in reply.json["error"]["suggestions"][0]
+    form = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    assert ask(server, **form).status == 403
+    assert not server.requests
+
+
+def test_a_link_to_here_may_be_followed(server: JackfieldServer) -> None:
+    link = {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    for site in ("cross-site", "same-site", "same-origin", "none"):
+        assert ask(server, "/v1/models", "GET", Sec_Fetch_Site=site, **link).status == 200, site
+    own = {"Sec_Fetch_Site": "same-origin", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"}
+    assert ask(server, "/v1/models", "GET", **own).status == 200
+
+
 def test_nothing_is_left_to_pages_that_are_not_named(server: JackfieldServer) -> None:
     asked = {"Origin": "https://evil.example.net", "Access_Control_Request_Method": "POST"}
     reply = ask(server, method="OPTIONS", **asked)
@@ -122,6 +157,10 @@ def test_sites_that_are_named(jackfield_server: StartServer) -> None:
     assert reply.status == 200
     assert reply.headers["access-control-allow-origin"] == origin
     assert ask(server, Origin="https://evil.example.net").status == 403
+    readable = reply.headers["access-control-expose-headers"].lower().split(", ")
+    assert {"x-request-id", "retry-after", "x-ratelimit-remaining-tokens"} <= set(readable)
+    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-api-key"}
+    assert ask(server, method="OPTIONS", Origin=origin, **asked).headers["x-request-id"]
 
 
 def test_who_has_a_key_may_come_from_anywhere(jackfield_server: StartServer, tmp_path: Path) -> None:
@@ -135,9 +174,48 @@ def test_who_has_a_key_may_come_from_anywhere(jackfield_server: StartServer, tmp
     assert ask(server, **strange).status == 401
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/health", "/v1/nothing", "/metrics"])
-def test_every_answer_tells_browsers_to_be_careful(server: JackfieldServer, path: str) -> None:
-    reply = ask(server, path, "GET")
+class Cookies:
+    """Goes by what a browser sends by itself."""
+
+    @hookimpl
+    async def authenticate(self, request: HTTPConnection) -> Identity | None:
+        return Identity("ada") if "session=ada" in request.headers.get("cookie", "") else None
+
+
+def test_whom_a_plugin_knows_may_have_been_tricked(jackfield_server: StartServer) -> None:
+    """A page that has been let lead its own name to here sends what key it likes, and a plugin may not look at it."""
+    server = jackfield_server(("cookies", Cookies()), cors_origins=["https://chat.example.com"])
+    cookie = {"Cookie": "session=ada"}
+    assert [ask(server, **cookie).status, ask(server).status] == [200, 401]
+    assert ask(server, Origin="https://chat.example.com", **cookie).status == 200
+    for known in (cookie, cookie | {"Authorization": "Bearer x"}, cookie | {"X_Api_Key": "x"}):
+        assert ask(server, Origin="https://evil.example.net", **known).status == 403
+        assert ask(server, Host="evil.example.net", **known).status == 421
+
+
+class Serves:
+    """Two pages, and a WebSocket."""
+
+    @hookimpl
+    def register_routes(self) -> list[BaseRoute]:
+        async def fails(request: Request) -> Response:
+            raise RuntimeError("secret detail")
+
+        async def breaks_off(request: Request) -> Response:
+            async def parts() -> AsyncIterator[bytes]:
+                yield b"one"
+                raise RuntimeError("secret detail")
+
+            return StreamingResponse(parts(), media_type="text/plain")
+
+        async def talk(socket: WebSocket) -> None:
+            await socket.accept()
+            await socket.close()
+
+        return [Route("/fails", fails), Route("/breaks-off", breaks_off), WebSocketRoute("/talk", talk)]
+
+
+def check_headers(reply: Reply) -> None:
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["referrer-policy"] == "no-referrer"
     assert reply.headers["x-frame-options"] == "DENY"
@@ -146,22 +224,44 @@ def test_every_answer_tells_browsers_to_be_careful(server: JackfieldServer, path
         assert reply.headers["cache-control"] == "no-store"
 
 
-def test_so_do_refusals(server: JackfieldServer) -> None:
-    assert ask(server, Host="evil.example.net").headers["x-content-type-options"] == "nosniff"
+def test_every_answer_tells_browsers_to_be_careful(jackfield_server: StartServer) -> None:
+    server = jackfield_server(("serves", Serves()), cors_origins=["https://chat.example.com"])
+    answers = {"/v1/models": 200, "/health": 200, "/metrics": 200, "/v1/nothing": 404, "/v1/messages": 405}
+    for path, status in (answers | {"/fails": 500}).items():
+        reply = ask(server, path, "GET", X_Request_ID=f"mine{path}", Origin="https://chat.example.com")
+        assert (reply.status, reply.headers["x-request-id"]) == (status, f"mine{path}")
+        check_headers(reply)
+        assert reply.headers["access-control-allow-origin"] == "https://chat.example.com"
+        assert "secret" not in reply.text
+    refused = ask(server, "/v1/models", "GET", Host="evil.example.net")
+    check_headers(refused)
+    assert (refused.status, refused.headers["x-request-id"][:4]) == (421, "req_")
 
 
-class Talks:
-    @hookimpl
-    def register_routes(self) -> Iterator[WebSocketRoute]:
-        async def talk(socket: WebSocket) -> None:
-            await socket.accept()
-            await socket.close()
+def test_an_unexpected_failure_is_told_in_anthropics_words(jackfield_server: StartServer) -> None:
+    reply = ask(jackfield_server(("serves", Serves())), "/fails", "GET", Anthropic_Version="2023-06-01")
+    assert (reply.status, reply.json["error"]["type"]) == (500, "api_error")
+    assert reply.json["request_id"] == reply.headers["request-id"] == reply.headers["x-request-id"]
 
-        return iter([WebSocketRoute("/talk", talk)])
+
+def test_an_answer_that_breaks_off_is_not_made_whole(jackfield_server: StartServer) -> None:
+    server = jackfield_server(("serves", Serves()))
+    with pytest.raises(http.client.IncompleteRead):
+        ask(server, "/breaks-off", "GET")
+    assert server.get("/health").status == 200
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec_WebSocket_Version": "13",
+    "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 
 
 def test_websockets_of_other_sites(jackfield_server: StartServer) -> None:
-    server = jackfield_server(("talks", Talks()))
-    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
-    upgrade |= {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-    assert ask(server, "/talk", "GET", Origin="https://evil.example.net", **upgrade).status == 403
+    server = jackfield_server(("serves", Serves()))
+    tricks = ({"Origin": "https://evil.example.net"}, {"Host": "evil.example.net"}, {"Sec_Fetch_Site": "cross-site"})
+    for trick in tricks:
+        assert ask(server, "/talk", "GET", **UPGRADE, **trick).status == 403, trick
+    assert ask(server, "/talk", "GET", **UPGRADE, Origin=server.url).status == 101

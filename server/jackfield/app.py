@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
@@ -26,6 +27,7 @@ from jackfield.api.infill import infill
 from jackfield.api.measured import Measured
 from jackfield.api.metrics import metrics
 from jackfield.api.models import get_model, list_models, load_model, unload_model
+from jackfield.api.named import Named
 from jackfield.api.plugins import list_plugins
 from jackfield.api.refusal import refusal
 from jackfield.api.responses.create import create_response
@@ -78,6 +80,10 @@ routes = [
     Route("/metrics", metrics),
 ]
 
+_LIMITS = [f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining") for of in ("requests", "tokens")]
+_EXPOSED = ["X-Request-ID", "request-id", "Retry-After", "x-should-retry", *_LIMITS]
+"""Headers that pages of the named sites may read: all that say something about a request."""
+
 
 def create_app(
     settings: Settings,
@@ -103,8 +109,11 @@ def create_app(
         routes=served,
         middleware=[
             Middleware(SafeHeaders),
+            Middleware(Named),
             *_cors(settings),
             Middleware(Measured, metrics=measured.of_routes(served)),
+            # Starlette's own place for it is before all of these, where answers would lack what they add.
+            Middleware(ServerErrorMiddleware, handler=_unexpected),
             Middleware(Arrival, hooks=hooks, keys=keys, open_paths=_open_paths(host, plugged)),
             Middleware(Guard, hosts=settings.allowed_hosts, origins=settings.cors_origins),
             Middleware(Draining, drain=host.drain),
@@ -116,7 +125,6 @@ def create_app(
             JackfieldError: _expected,
             HTTPException: _http,
             ClientDisconnect: _gone,
-            Exception: _unexpected,
         },
     )
     app.state.settings = settings
@@ -143,7 +151,7 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            expose_headers=_EXPOSED,
         )
     ]
 

@@ -167,10 +167,14 @@ class ForeignOriginError(JackfieldError):
     code = "foreign_origin"
     category: ClassVar[Category] = "access"
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str | None = None) -> None:
+        pages = "other sites" if origin is None else repr(origin[:100])
         super().__init__(
-            f"Pages of {origin[:100]!r} may not send requests to this server.",
-            suggestions=("If they may, put that origin into the setting cors_origins.",),
+            f"Pages of {pages} may not send requests to this server.",
+            suggestions=(
+                "If they may, put their origin into the setting cors_origins"
+                + (", and let them ask with fetch()." if origin is None else "."),
+            ),
         )
 
 
@@ -220,6 +224,26 @@ class MethodNotAllowedError(JackfieldError):
     code = "method_not_allowed"
     category: ClassVar[Category] = "request"
     remedies: ClassVar[tuple[str, ...]] = ("See openapi.yaml for what there is.",)
+
+
+class ContentEncodingError(JackfieldError):
+    """The request's body is compressed, which would let a small one become a huge one."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+    category: ClassVar[Category] = "request"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"The request's body has the Content-Encoding {encoding[:100]!r}, which this server does not read.",
+            suggestions=("Send the body as it is, without the header Content-Encoding.",),
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What could be sent instead (RFC 9110, 15.5.16)."""
+        return {"Accept-Encoding": "identity"}
 
 
 class PayloadTooLargeError(JackfieldError):

@@ -1,15 +1,14 @@
-"""What happens to every request before anything else: it gets an id, and somebody may ask who sends it."""
+"""Who sends a request, and whether they may: what is asked before anything else."""
 
-import re
 from collections.abc import Collection
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jackfield.api.refusal import refusal, speaks_anthropic
+from jackfield.api.refusal import refusal
 from jackfield.errors import ForbiddenError, JackfieldError, UnauthorizedError
-from jackfield.exchange import Exchange, new_request_id
+from jackfield.exchange import Exchange
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import Identity
 from jackfield.security.keyring import Keyring
@@ -39,12 +38,9 @@ SCOPES = {
 FAMILIES = ("/models", "/responses")
 """Paths whose scope is also that of the paths below them."""
 
-_SANE = re.compile(r"[\x21-\x7e]{1,128}")
-"""A client's own id goes into logs and headers, so it must be short and visible."""
-
 
 class Arrival:
-    """Names each request and finds out who sends it: ``request_id``, ``identity`` and ``allowance`` of its state.
+    """Finds out who sends each request: ``identity``, ``has_key`` and ``allowance`` of its state.
 
     Args:
         app: what is behind it.
@@ -65,17 +61,12 @@ class Arrival:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        name = connection.state.request_id = _request_id(connection)
         connection.state.identity = connection.state.allowance = None
+        connection.state.has_key = False
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = name
-                if speaks_anthropic(connection):
-                    headers["request-id"] = name
-                if connection.state.allowance:
-                    headers.update(connection.state.allowance.headers)
+        async def send_with_allowance(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept") and connection.state.allowance:
+                MutableHeaders(scope=message).update(connection.state.allowance.headers)
             await send(message)
 
         if not self._is_open(scope, connection):
@@ -83,9 +74,9 @@ class Arrival:
                 await self._let_in(connection)
             except JackfieldError as error:
                 Exchange.of(connection).failed(error)
-                await refuse(error, scope, receive, send_with_id)
+                await refuse(error, scope, receive, send_with_allowance)
                 return
-        await self._app(scope, receive, send_with_id)
+        await self._app(scope, receive, send_with_allowance)
 
     def _is_open(self, scope: Scope, connection: HTTPConnection) -> bool:
         """Whether nobody asks who sends this: a browser's preflight, for one, never carries a key."""
@@ -107,6 +98,7 @@ class Arrival:
         """Who sends this; None where nobody asks."""
         self._keys.look()
         if key := self._keys.find(connection):
+            connection.state.has_key = True
             connection.state.allowance = self._keys.allowance(key)
             return key.identity
         identity = await self._hooks.authenticate(_with_bearer(connection))
@@ -129,11 +121,6 @@ def _scope(path: str) -> str:
     path = path.removeprefix("/v1")
     family = next((family for family in FAMILIES if path.startswith(f"{family}/")), "")
     return SCOPES.get(path) or SCOPES.get(family) or "admin"
-
-
-def _request_id(connection: HTTPConnection) -> str:
-    own = connection.headers.get("x-request-id", "")
-    return own if _SANE.fullmatch(own) else new_request_id()
 
 
 async def refuse(error: JackfieldError, scope: Scope, receive: Receive, send: Send) -> None:

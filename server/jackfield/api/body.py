@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from jackfield.errors import PayloadTooLargeError
+from jackfield.errors import ContentEncodingError, PayloadTooLargeError
 from jackfield.exchange import Exchange
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import JsonObject, RequestBody
@@ -54,8 +54,12 @@ async def whole(request: Request) -> bytes:
     """The request's body.
 
     Raises:
+        ContentEncodingError: it is compressed.
         PayloadTooLargeError: it is larger than the server reads.
     """
+    for encoding in request.headers.getlist("content-encoding"):
+        if encoding.strip().lower() not in ("", "identity"):
+            raise ContentEncodingError(encoding)
     body = bytearray()
     limit: int = request.app.state.settings.max_body_bytes
     # What is announced need not be waited for.

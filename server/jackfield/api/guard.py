@@ -1,6 +1,7 @@
 """What browsers are kept from: pages of others that reach this server by a name of theirs, or send it something.
 
-Whoever has a key is let through: a page of somebody else has none.
+Whoever has one of the server's own keys is let through: a page of somebody else has none. Whom a plugin lets in is not,
+since it may go by what a browser sends without being asked to: a cookie, a password it remembers, its address.
 """
 
 import ipaddress
@@ -25,13 +26,16 @@ HEADERS = {
 }
 """Of every answer, unless whoever answers has said something else."""
 
+FROM_CONTAINERS = ("host.docker.internal", "host.containers.internal", "host.lima.internal")
+"""What containers call the machine they run on. Their top-level domain is nobody's to give away."""
+
 
 class Guard:
     """Refuses requests that a browser was tricked into: DNS rebinding, and forms of other sites.
 
     Args:
         app: what is behind it.
-        hosts: names that the server may be reached by, besides addresses, ``localhost`` and this machine's own name;
+        hosts: names that the server may be reached by, besides addresses, ``localhost`` and this machine's own names;
             ``.example.com`` stands for all names below, ``*`` for any.
         origins: sites whose pages may send requests.
     """
@@ -39,7 +43,8 @@ class Guard:
     def __init__(self, app: ASGIApp, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
         self._app = app
         own = socket.gethostname().lower()
-        self._hosts = {"localhost", ".localhost", own, f"{own.partition('.')[0]}.local", *map(str.lower, hosts)}
+        local = {"localhost", ".localhost", own, f"{own.partition('.')[0]}.local"}
+        self._hosts = {*local, *FROM_CONTAINERS, *map(str.lower, hosts)}
         self._origins = set(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,12 +60,14 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, connection: HTTPConnection) -> None:
-        if connection.state.identity is not None:
+        if connection.state.has_key:
             return
         host = connection.headers.get("host", "")
         if host and not self._is_known(_name(host)):
             raise UnknownHostError(_name(host))
         origin = connection.headers.get("origin")
+        if origin is None and _is_from_elsewhere(connection) and "*" not in self._origins:
+            raise ForeignOriginError
         if origin is not None and self._is_foreign(origin, host):
             raise ForeignOriginError(origin)
 
@@ -98,6 +105,18 @@ class SafeHeaders:
             await send(message)
 
         await self._app(scope, receive, send_safely if scope["type"] == "http" else send)
+
+
+def _is_from_elsewhere(connection: HTTPConnection) -> bool:
+    """Whether a browser says that a page of another origin wants this as an image, a script, a frame or the like.
+
+    Somebody who follows a link to here may do that. (Fetch Metadata, www.w3.org/TR/fetch-metadata)
+    """
+    headers = connection.headers
+    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    return not (link and connection.scope.get("method") == "GET")
 
 
 def _name(host: str) -> str:

@@ -22,19 +22,10 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answered = False
 
         async def send_and_count(message: Message) -> None:
-            nonlocal answered
             if message["type"] == "http.response.start":
-                answered = True
                 self._metrics.answered(scope, message["status"])
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_and_count)
-        except Exception:
-            if not answered:
-                # Starlette answers it, with this status, before it gets to any middleware.
-                self._metrics.answered(scope, 500)
-            raise
+        await self._app(scope, receive, send_and_count)
