@@ -3,6 +3,7 @@
 The Hub's own client goes on after a broken connection, but throws away what it has when it gives up or is ended
 (huggingface_hub 2.x, ``_download_to_tmp_and_move``). So files are put into its cache before it looks for them there:
 ``blobs/ETAG.incomplete`` while they grow, as older versions of it had them, ``blobs/ETAG`` when they are whole.
+What is taken for granted about that client is in tests/test_hub_contract.py.
 """
 
 import fcntl
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import DryRunFileInfo, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import HfFileMetadata, http_get
-from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils.tqdm import tqdm
 
 from jackfield.errors import ModelLoadError
@@ -102,7 +103,7 @@ def _download(repository: str, file: DryRunFileInfo, progress: _Shared) -> None:
         return  # the Hub's client will see to it
     if urlsplit(url).netloc != urlsplit(metadata.location).netloc:
         headers.pop("authorization", None)  # the key is for the Hub, not for where its files are
-    blob = Path(file.local_path).parents[2] / "blobs" / metadata.etag
+    blob = _repository(file) / "blobs" / metadata.etag
     partial = blob.with_name(f"{blob.name}.incomplete")
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial.touch()
@@ -119,6 +120,11 @@ def _download(repository: str, file: DryRunFileInfo, progress: _Shared) -> None:
                 suggestions=("Download the model again.",),
             )
         partial.rename(blob)
+
+
+def _repository(file: DryRunFileInfo) -> Path:
+    """The repository's folder in the cache, which holds ``snapshots/COMMIT/FILE`` and ``blobs``."""
+    return Path(file.local_path).parents[len(Path(file.filename).parts) + 1]
 
 
 def _is_taken(part: BufferedRandom) -> bool:
