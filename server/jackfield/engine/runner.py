@@ -166,7 +166,7 @@ class Runner:
     ) -> mx.array:
         """Logits [1, count, vocabulary]; nothing is evaluated yet."""
         others = {} if embeddings is None else {"input_embeddings": embeddings[None]}
-        with self.adapters.applied(self.adapters.mask([adapter])):
+        with self.adapters.applied(self.adapters.chosen([adapter])):
             logits: mx.array = self.model(mx.array([list(tokens)]), cache=caches, **others)
         return logits
 
@@ -210,8 +210,8 @@ class Runner:
         count = tokens.size // tokens.shape[0]
         caches.reserve(count)
         placed = rows.placed(tokens).reshape(-1, count)
-        mask = self.adapters.mask(adapters)
-        with self.adapters.applied(None if mask is None else rows.placed(mask)):
+        chosen = self.adapters.chosen(adapters)
+        with self.adapters.applied(None if chosen is None else rows.placed(chosen)):
             logits = rows.restored(self.model(placed, cache=caches.layers)).reshape(*tokens.shape, self.vocabulary)
         rows.advance(count)
         mx.async_eval(logits)
@@ -224,19 +224,19 @@ class Runner:
         caches.reserve(1)
         inputs = mx.concatenate([rows.placed(tokens), mx.array(list(prompt.tokens), dtype=tokens.dtype)])
         # The head computes the slice's logits too: for 16 and 32 tokens, a CPU's timings did not show it.
-        with self.adapters.applied(self._fused_mask(rows, prompt, adapters)):
+        with self.adapters.applied(self._chosen_fused(rows, prompt, adapters)):
             logits = self.model(inputs[:, None], cache=caches.fused(prompt))
         logits = rows.restored(logits[: len(rows), 0])
         rows.advance(1)
         mx.async_eval(logits, [arrays(cache) for cache in prompt.caches])
         return logits
 
-    def _fused_mask(self, rows: Rows, prompt: PromptSlice, adapters: Sequence[int | None]) -> mx.array | None:
-        mask = self.adapters.mask([*adapters, *[prompt.adapter] * len(prompt.tokens)])
-        if mask is None:
+    def _chosen_fused(self, rows: Rows, prompt: PromptSlice, adapters: Sequence[int | None]) -> mx.array | None:
+        chosen = self.adapters.chosen([*adapters, *[prompt.adapter] * len(prompt.tokens)])
+        if chosen is None:
             return None
         count = len(adapters)
-        return mx.concatenate([rows.placed(mask[:count]), mask[count:]])
+        return mx.concatenate([rows.placed(chosen[:count]), chosen[count:]])
 
     def release(self) -> None:
         """Give memory back that MLX keeps for later."""

@@ -1,115 +1,21 @@
-"""Adapters from their folders: LoRA as mlx-lm and PEFT write it, put onto a model's linear layers.
+"""Adapters put onto a model's layers: linear ones, quantized or not, and those of experts."""
 
-========= ==================================================================================================
-mlx-lm    ``adapters.safetensors``: ``LAYER.lora_a`` [inputs, rank] and ``LAYER.lora_b`` [rank, outputs];
-          ``adapter_config.json``: ``lora_parameters.scale`` (``mlx_lm/tuner/utils.py``)
-PEFT      ``adapter_model.safetensors``: ``base_model.model.LAYER.lora_A.weight`` [rank, inputs] and
-          ``lora_B.weight`` [outputs, rank]; ``adapter_config.json``: ``lora_alpha``, ``r``, ``use_rslora``
-          (huggingface.co/docs/peft, "LoRA")
-========= ==================================================================================================
-"""
-
-import math
-import re
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
-from jackfield.engine.adapters import AdaptedLinear, Adapters, Choice
+from jackfield.engine.adapters import AdaptedExperts, AdaptedLinear, Adapters, Choice, RescaledLinear, RoutedExperts
 from jackfield.engine.request import Adapter
 from jackfield.errors import ModelLoadError
-from jackfield.models.folder import read_json
+from jackfield.models.adapter_experts import gathered, is_experts, widened
+from jackfield.models.adapter_file import AdapterFile, Change
 
-CONFIG = "adapter_config.json"
-MLX, PEFT = "adapters.safetensors", "adapter_model.safetensors"
-MLX_NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[ab])")
-PEFT_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
+ROWS_AT_ONCE = 4096
+"""Rows of a layer's weights that are expanded to 32 bits at a time."""
 
-Halves = tuple[mx.array, mx.array]
-"""[inputs, rank] and [rank, outputs], the scale in the second one."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """What a folder holds."""
-
-    name: str
-    folder: Path
-    layers: Mapping[str, Halves]
-    """By the layer's path in the model."""
-    digest: bytes
-    """16 bytes that stand for the contents."""
-
-    @property
-    def rank(self) -> int:
-        """The most columns that it has in a layer."""
-        return max(down.shape[1] for down, _ in self.layers.values())
-
-
-def adapter_bytes(folder: Path) -> int:
-    """What it takes in memory at most, going by its file, whose numbers have 16 bits at least."""
-    return sum(2 * file.stat().st_size for file in map(folder.expanduser().joinpath, (MLX, PEFT)) if file.is_file())
-
-
-def read_adapter(name: str, folder: Path) -> AdapterFile:
-    """The adapter in ``folder``, which clients call ``name``. Runs on the engine's thread.
-
-    Raises:
-        ModelLoadError: there is none, it is damaged, or of a kind that is not known here.
-    """
-    config = read_json(folder / CONFIG)
-    file = next((folder / file for file in (MLX, PEFT) if (folder / file).is_file()), None)
-    if not config or file is None:
-        raise ModelLoadError(
-            f"There is no adapter in {folder}: it has to hold {CONFIG}, and {MLX} or {PEFT}.",
-            suggestions=("Check the path.", "Pickles (adapter_model.bin) are not read: save it as safetensors."),
-        )
-    try:
-        arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
-        layers = _layers(arrays, _scale(config), MLX_NAME if file.name == MLX else PEFT_NAME)
-        digest = blake2b(file.read_bytes() + repr(_scale(config)).encode(), digest_size=16).digest()
-    except (RuntimeError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelLoadError(
-            f"The adapter {name} in {folder} cannot be used: {error}",
-            suggestions=("Train it as plain LoRA on linear layers.", "If it is one, save or download it again."),
-        ) from error
-    return AdapterFile(name, folder, layers, digest)
-
-
-def _scale(config: Mapping[str, Any]) -> float:
-    """What the product of both halves is multiplied by."""
-    if (kind := config.get("fine_tune_type", "lora")) != "lora":
-        raise ValueError(f"it is of the kind {kind!r}, and only 'lora' is known here")
-    if config.get("use_dora"):
-        raise ValueError("DoRA is not known here")
-    if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise ValueError("ranks and scales that differ by layer are not known here")
-    if "lora_parameters" in config:
-        return float(config["lora_parameters"]["scale"])
-    rank = int(config["r"])
-    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _layers(arrays: Mapping[str, mx.array], scale: float, pattern: re.Pattern[str]) -> dict[str, Halves]:
-    halves: dict[str, dict[str, mx.array]] = defaultdict(dict)
-    for name, array in arrays.items():
-        match = pattern.fullmatch(name)
-        if match is None or array.ndim != 2:
-            raise ValueError(f"{name!r} is no part of LoRA on a linear layer")
-        # PEFT's layers are torch's, with their outputs first.
-        halves[match["layer"]][match["half"].lower()] = array.T if pattern is PEFT_NAME else array
-    if not halves:
-        raise ValueError("it holds nothing")
-    for layer, pair in halves.items():
-        if pair.keys() != {"a", "b"} or pair["a"].shape[1] != pair["b"].shape[0]:
-            raise ValueError(f"the halves of {layer} do not fit together")
-    return {layer: (pair["a"], pair["b"] * scale) for layer, pair in halves.items()}
+Layers = dict[str, Change]
 
 
 def install(model: nn.Module, files: list[AdapterFile]) -> tuple[Adapters, dict[str, Adapter]]:
@@ -119,57 +25,128 @@ def install(model: nn.Module, files: list[AdapterFile]) -> tuple[Adapters, dict[
         ModelLoadError: one was made for another model.
     """
     modules: dict[str, Any] = dict(model.named_modules())
-    layers = sorted({layer for file in files for layer in file.layers})
-    for file in files:
-        for layer, halves in file.layers.items():
-            _check(file, layer, modules.get(layer), halves)
+    found = [_checked(file, modules) for file in files]
+    ranks = [max(change.rank for change in layers.values()) for layers in found]
+    layers = sorted({layer for one in found for layer in one})
     choice = Choice()
-    dtype = _float_type(modules[layers[0]])
+    adapters = Adapters(ranks, choice, _float_type(modules[layers[0]]))
     for layer in layers:
-        _replace(
-            model, layer, _adapted(modules[layer], [(file.rank, file.layers.get(layer)) for file in files], choice)
-        )
-    adapters = Adapters([file.rank for file in files], choice, dtype)
+        changes = [one.get(layer) for one in found]
+        _replace(model, layer, _adapted(modules[layer], list(zip(ranks, changes, strict=True)), choice))
+    for block in sorted({_parent(layer) for layer in layers if is_experts(modules[layer])}):
+        _replace(model, block, RoutedExperts(modules[block], choice))
     return adapters, {file.name: Adapter(index, file.digest) for index, file in enumerate(files)}
 
 
-def _check(file: AdapterFile, layer: str, module: Any, halves: Halves) -> None:
-    expected = _shape(module) if isinstance(module, nn.Linear | nn.QuantizedLinear) else None
-    given = halves[0].shape[0], halves[1].shape[1]
-    if expected != given:
-        what = f"maps {expected[0]} to {expected[1]} values" if expected else "is no linear layer of this model"
+def _checked(file: AdapterFile, modules: dict[str, Any]) -> Layers:
+    """What the adapter changes, by the model's own names."""
+    try:
+        layers = gathered(file.layers, modules)
+        for layer, change in layers.items():
+            _check(layer, modules, change)
+    except ValueError as error:
         raise ModelLoadError(
-            f"The adapter {file.name} in {file.folder} was made for another model: {layer} {what}, "
-            f"and the adapter maps {given[0]} to {given[1]}.",
+            f"The adapter {file.name} in {file.folder} was made for another model: {error}.",
             suggestions=("Serve it with the model that it was trained on.",),
-        )
+        ) from error
+    return layers
 
 
-def _shape(module: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer."""
+def _check(layer: str, modules: dict[str, Any], change: Change) -> None:
+    module = modules.get(layer)
+    experts = is_experts(module)
+    if not experts and not isinstance(module, nn.Linear | nn.QuantizedLinear):
+        raise ValueError(f"{layer} is no linear layer of this model")
+    if experts and not isinstance(modules[_parent(layer)], SwitchGLU | SwitchMLP):
+        raise ValueError(f"{layer} belongs to experts of a kind that adapters cannot change here")
+    expected, given = _shape(module), (*change.down.shape[:-1], change.up.shape[-1])
+    if expected != given:
+        raise ValueError(f"{layer} maps {_words(expected)}, and the adapter maps {_words(given)}")
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    *experts, inputs, outputs = shape
+    return f"{inputs} to {outputs} values{f' in {experts[0]} experts' if experts else ''}"
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    """Inputs and outputs of a layer, its experts before them if it has any."""
+    if is_experts(module):
+        return module.num_experts, module.input_dims, module.output_dims
     outputs, inputs = module.weight.shape
     return (inputs * 32 // module.bits if isinstance(module, nn.QuantizedLinear) else inputs), outputs
 
 
 def _float_type(module: Any) -> mx.Dtype:
     """The type that a layer computes in."""
-    dtype: mx.Dtype = module.scales.dtype if isinstance(module, nn.QuantizedLinear) else module.weight.dtype
-    return dtype
+    dtype: mx.Dtype = (module.scales if "scales" in module else module.weight).dtype
+    # Some quantizations have scales of 8 bits, which are no numbers to MLX.
+    return dtype if mx.issubdtype(dtype, mx.floating) else mx.bfloat16
 
 
-def _adapted(module: Any, parts: list[tuple[int, Halves | None]], choice: Choice) -> AdaptedLinear:
+def _adapted(module: Any, parts: list[tuple[int, Change | None]], choice: Choice) -> nn.Module:
     """The layer with the adapters side by side; zeros for those that leave it as it is."""
-    inputs, outputs = _shape(module)
+    *experts, inputs, outputs = _shape(module)
     dtype = _float_type(module)
-    downs, ups = [], []
-    for rank, halves in parts:
-        down, up = halves or (mx.zeros((inputs, 0)), mx.zeros((0, outputs)))
-        missing = rank - down.shape[1]
-        downs += [down.astype(dtype), mx.zeros((inputs, missing), dtype)]
-        ups += [up.astype(dtype), mx.zeros((missing, outputs), dtype)]
-    adapted = AdaptedLinear(module, mx.concatenate(downs, axis=1), mx.concatenate(ups), choice)
-    mx.eval(adapted.down, adapted.up)
-    return adapted
+    none = Change(mx.zeros((*experts, inputs, 0)), mx.zeros((*experts, 0, outputs)))
+    columns = [widened(change or none, rank, dtype) for rank, change in parts]
+    down, up = (
+        mx.concatenate([one for one, _ in columns], axis=-1),
+        mx.concatenate([one for _, one in columns], axis=-2),
+    )
+    adapted: Any = (AdaptedExperts if experts else AdaptedLinear)(module, down, up, choice)
+    if any(change is not None and change.magnitude is not None for _, change in parts):
+        adapted = _rescaled(adapted, module, [change for _, change in parts], choice)
+    mx.eval(adapted.parameters())
+    return adapted  # type: ignore[no-any-return]
+
+
+# DoRA
+
+
+def _rescaled(adapted: AdaptedLinear, module: Any, changes: list[Change | None], choice: Choice) -> RescaledLinear:
+    ones = mx.ones(_shape(module)[-1])
+    factors = mx.stack([*(_factor(module, change) if change else ones for change in changes), ones])
+    shifts = (1 - factors) * module.bias if "bias" in module else mx.zeros_like(factors)
+    dtype = _float_type(module)
+    return RescaledLinear(adapted, factors.astype(dtype), shifts.astype(dtype), choice)
+
+
+def _factor(module: Any, change: Change) -> mx.array:
+    """By what the rows of the changed weights, float32, are too short; ones for LoRA."""
+    if change.magnitude is None:
+        return mx.ones(change.up.shape[1])
+    down, up = change.down.astype(mx.float32), change.up.astype(mx.float32)
+    lengths = []
+    for start in range(0, up.shape[1], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        lengths.append(mx.linalg.norm(_weights(module, rows) + (down @ up[:, rows]).T, axis=1))
+        mx.eval(lengths)
+    return change.magnitude.astype(mx.float32) / mx.concatenate(lengths)
+
+
+def _weights(module: Any, rows: slice) -> mx.array:
+    """Some rows of a layer's weights as float32."""
+    if "scales" not in module:
+        plain: mx.array = module.weight[rows]
+        return plain.astype(mx.float32)
+    biases = module.get("biases")
+    return mx.dequantize(
+        module.weight[rows],
+        module.scales[rows],
+        None if biases is None else biases[rows],
+        module.group_size,
+        module.bits,
+        module.mode,
+        module.get("global_scale"),
+    ).astype(mx.float32)
+
+
+# Places
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

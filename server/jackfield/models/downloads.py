@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import DryRunFileInfo, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import HfFileMetadata, http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import tqdm
 
 from jackfield.errors import ModelLoadError

@@ -26,7 +26,8 @@ from jackfield.engine.thread import Engine
 from jackfield.events import EventBus
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
-from jackfield.models.adapters import adapter_bytes, install, read_adapter
+from jackfield.models.adapter_file import adapter_bytes, read_adapter
+from jackfield.models.adapters import install
 from jackfield.models.architecture import from_folder
 from jackfield.models.device import Device, describe, detect_device, load_blas
 from jackfield.models.embedding import read_embedding_spec
