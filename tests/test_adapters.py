@@ -31,6 +31,7 @@ from model_fixtures import tiny_config, write_config
 from serving import Server, serve
 
 WORDS = "The quick brown fox jumps over the lazy dog, and nobody knows why it does so every day. " * 6
+MORE_WORDS = WORDS * 2
 QUESTION: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
 PEFT = "adapter_model.safetensors"
 LAYERS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -144,9 +145,18 @@ MODELS = {"tiny": ("sql", "poems", "dora"), "experts": ("law", "tax")}
 """And the adapters of each."""
 
 
+def answer(model: nn.Module, tokens: list[int]) -> list[int]:
+    """The likeliest tokens."""
+    cache, said = make_prompt_cache(model), []
+    while len(said) < QUESTION["max_tokens"]:
+        logits = model(mx.array([said[-1:] or tokens]), cache=cache)
+        said.append(int(mx.argmax(logits[0, -1]).item()))
+    return said
+
+
 @pytest.fixture(scope="module")
-def expected(tiny_model: Path, experts: Path, folder: Path, device: Device) -> dict[str, str]:
-    """What mlx-lm says with each, one token after the other."""
+def expected(tiny_model: Path, experts: Path, folder: Path, device: Device) -> dict[str, list[str]]:
+    """What mlx-lm says with each to both prompts, one token after the other."""
     tokenizer = Tokenizer(tiny_model)
     said = {}
     for source, (base, names) in zip((tiny_model, experts), MODELS.items(), strict=True):
@@ -154,12 +164,7 @@ def expected(tiny_model: Path, experts: Path, folder: Path, device: Device) -> d
             model = load_network(source, device).model
             if name != base:
                 load_adapters(model, str(folder / name))
-            cache, tokens = make_prompt_cache(model), tokenizer.encode(WORDS)
-            answer: list[int] = []
-            while len(answer) < QUESTION["max_tokens"]:
-                logits = model(mx.array([answer[-1:] or tokens]), cache=cache)
-                answer.append(int(mx.argmax(logits[0, -1]).item()))
-            said[name] = tokenizer.decode(answer)
+            said[name] = [tokenizer.decode(answer(model, tokenizer.encode(prompt))) for prompt in (WORDS, MORE_WORDS)]
     return said | {"peft": said["poems"], "peft-dora": said["dora"]}
 
 
@@ -186,18 +191,19 @@ def says(client: OpenAI, name: str, prompt: str = WORDS) -> str:
     return client.completions.create(model=name, prompt=prompt, **QUESTION).choices[0].text
 
 
-def test_they_answer_as_mlx_lm_has_them(client: OpenAI, expected: dict[str, str]) -> None:
-    assert len(set(expected.values())) == len(expected) - 2, "all differ, but for the two that PEFT has too"
-    assert {name: says(client, name) for name in expected} == expected
+def test_they_answer_as_mlx_lm_has_them(client: OpenAI, expected: dict[str, list[str]]) -> None:
+    assert len(set(map(tuple, expected.values()))) == len(expected) - 2, "all differ, but for those of PEFT's"
+    assert {name: says(client, name) for name in expected} == {name: said for name, (said, _) in expected.items()}
 
 
 @pytest.mark.parametrize("base", MODELS)
-def test_all_at_the_same_time(client: OpenAI, expected: dict[str, str], base: str) -> None:
-    """In one batch, whose prompts are read between and in the others' steps; experts sort its tokens."""
-    asked = [base, *MODELS[base], *(("peft", "peft-dora") if base == "tiny" else ())] * 6
+def test_all_at_the_same_time(client: OpenAI, expected: dict[str, list[str]], base: str) -> None:
+    """In one batch, whose prompts are read between and in the others' steps, and whose rows differ in length."""
+    names = [base, *MODELS[base], *(("peft", "peft-dora") if base == "tiny" else ())]
+    asked = [(name, longer) for name in names for longer in (0, 1, 1, 0)]
     with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda name: says(client, name), asked))
-    assert answers == [expected[name] for name in asked]
+        answers = list(pool.map(lambda one: says(client, one[0], (WORDS, MORE_WORDS)[one[1]]), asked))
+    assert answers == [expected[name][longer] for name, longer in asked]
 
 
 def test_what_one_has_read_is_not_taken_for_what_another_one_would(client: OpenAI, server: Server) -> None:
@@ -251,10 +257,15 @@ def test_quantized_layers_have_them_too(
     assert mx.allclose(answered, theirs(tokens), rtol=1e-4, atol=1e-4).item()
     assert not mx.allclose(answered, plain, rtol=1e-2, atol=1e-2).item()
     assert mx.array_equal(ours(tokens), plain).item()
-    with adapters.applied(adapters.chosen([named[name].index, None])):
-        beside = ours(mx.concatenate([tokens, tokens]))[1]
-    # As in a batch of two, whose products may be rounded in another way.
-    assert mx.array_equal(beside, ours(mx.concatenate([tokens, tokens]))[1]).item()
+    # So many rows that experts sort their tokens.
+    chosen = [None, named[name].index, named[other].index, None, named[name].index]
+    with adapters.applied(adapters.chosen(chosen)):
+        rows = ours(mx.concatenate([tokens] * len(chosen)))
+    for index in (1, 4):
+        assert mx.allclose(rows[index : index + 1], answered, rtol=1e-4, atol=1e-4).item()
+    for index in (0, 3):
+        assert mx.allclose(rows[index : index + 1], plain, rtol=1e-4, atol=1e-4).item()
+    assert not mx.allclose(rows[2], answered[0], rtol=1e-2, atol=1e-2).item()
 
 
 @pytest.mark.parametrize(
