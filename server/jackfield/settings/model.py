@@ -96,7 +96,7 @@ class Settings(BaseModel):
     unload_after: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which a model that nobody has asked for leaves memory; by default when others need the room."""
     adapters: Folders = Field(default_factory=dict)
-    """Adapters (LoRA, DoRA) for ``model``, unless it has a table in ``models``: names that clients ask for, and folders."""
+    """Adapters for ``model``, unless it has a table in ``models``: names that clients ask for, and folders."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
