@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jackfield.errors import ModelLoadError
-from jackfield.models.adapters import read_adapter
+from jackfield.models.adapter_file import read_adapter
 from jackfield.models.hub import Hub
 from jackfield.models.sources import SOURCES, resolve
 from jackfield.testing import JackfieldServer, StartServer
