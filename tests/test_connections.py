@@ -1,5 +1,6 @@
 """Clients that are slow, that never read, or that are too many: they cost the server nothing for long."""
 
+import asyncio
 import contextlib
 import inspect
 import json
@@ -7,12 +8,18 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
+from jackfield.connections import Limits, protocol
 from serving import Server, serve
 
 LIMITS = {"HEADER": "1", "BODY": "1", "WRITE": "1"}
@@ -32,9 +39,9 @@ def connect(server: Server) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
-def head(server: Server, length: int) -> bytes:
+def head(server: Server, length: int, path: str = "/v1/completions") -> bytes:
     host = server.url.removeprefix("http://")
-    lines = ("POST /v1/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json")
+    lines = (f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json")
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
@@ -87,25 +94,57 @@ def test_a_body_that_is_announced_too_large_is_not_waited_for(server: Server) ->
     answers(server)
 
 
+def test_a_body_byte_by_byte(server: Server) -> None:
+    with closing(connect(server)) as connection, pytest.raises(OSError):
+        connection.sendall(head(server, 600))
+        for _ in range(600):
+            connection.sendall(b" ")
+            time.sleep(0.05)
+    answers(server)
+
+
 def test_a_slow_body_is_read(server: Server) -> None:
-    body = json.dumps({"model": server.model, "prompt": "Hi", "max_tokens": 1}).encode()
+    """It takes longer than a body may without coming on."""
+    body = json.dumps({"model": server.model, "prompt": "Hi", "max_tokens": 1}).encode() + b" " * 30_000
     with closing(connect(server)) as connection:
         connection.sendall(head(server, len(body)))
-        for start in range(0, len(body), 10):
-            connection.sendall(body[start : start + 10])
-            time.sleep(0.3)
+        for start in range(0, len(body), 4000):
+            connection.sendall(body[start : start + 4000])
+            time.sleep(0.2)
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_client_is_not_blamed_for_a_server_that_does_not_read() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.5)
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    config = uvicorn.Config(app, http=protocol(Limits(body_seconds=0.1)), lifespan="off", log_config=None)
+    config.load()
+    made = partial(config.http_protocol_class, config=config, server_state=ServerState(), app_state={})
+    async with await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0) as listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n" + b" " * 4_000_000)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
 
 
 def test_a_client_that_never_reads(server: Server) -> None:
     """Its answer ends, and with it the work."""
-    body = {"model": server.model, "prompt": "Hi", "max_tokens": 4000, "stream": True, "n": 8, "ignore_eos": True}
-    whole = json.dumps(body | {"logprobs": 5}).encode()
+    body = {"model": server.model, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    # So that the system's own room for it, megabytes, is full soon.
+    wordy = {"n": 8, "max_tokens": 4000, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    whole = json.dumps(body | wordy).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((host, int(port)))
-        connection.sendall(head(server, len(whole)) + whole)
+        connection.sendall(head(server, len(whole), "/v1/chat/completions") + whole)
         deadline = time.monotonic() + PATIENCE
         while not any("does not read its answer" in line for line in server.log) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -144,7 +183,8 @@ def test_too_many_connections(server: Server) -> None:
 def test_uvicorn_is_as_it_was() -> None:
     """What `jackfield.connections` relies on."""
     source = inspect.getsource(H11Protocol)
-    for name in ("self.connections.add(self)", "self.transport = transport", "self.conn.receive_data(data)"):
-        assert name in source
+    for name in ("flow = FlowControl", "connections.add(self)", "transport = transport", "conn.receive_data(data)"):
+        assert f"self.{name}" in source
+    assert "self.read_paused = True" in inspect.getsource(FlowControl.pause_reading)
     for method in ("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"):
         assert callable(getattr(H11Protocol, method))

@@ -1,7 +1,7 @@
 """Connections that cost the server nothing when nobody moves on them: uvicorn's protocol, with limits it does not have.
 
-A client may take its time for its headers, between two pieces of its body and for reading an answer, but not for ever,
-and there are only so many connections.
+A client may take its time for its headers, for its body and for reading an answer, but not for ever, and there are only
+so many connections.
 """
 
 import asyncio
@@ -14,6 +14,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 logger = logging.getLogger(__name__)
 
+BODY_RATE = 1000
+"""Bytes a second that are no attempt to keep a connection busy: less than any network has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -22,7 +25,7 @@ class Limits:
     header_seconds: float = 30.0
     """For all headers of a request, from the connection or its first byte on."""
     body_seconds: float = 30.0
-    """Between two pieces of its body."""
+    """For its body, or for each stretch of it that brings `BODY_RATE` bytes a second."""
     write_seconds: float = 60.0
     """Without reading anything of what waits for it."""
     max_connections: int = 4096
@@ -39,6 +42,8 @@ class LimitedProtocol(H11Protocol):
     limits = Limits()
     _reading: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
+    _stretch: int | None = None
+    """Bytes of a body since somebody last looked how fast it comes."""
     _unsent = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -63,8 +68,12 @@ class LimitedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.SEND_BODY:
-            self._wait(self.limits.body_seconds)
-        elif self.conn.their_state is not h11.IDLE:
+            if self._stretch is None:
+                self._begin_stretch()
+            self._stretch = (self._stretch or 0) + len(data)
+            return
+        self._stretch = None
+        if self.conn.their_state is not h11.IDLE:
             self._wait(None)
         elif self._reading is None:
             self._wait(self.limits.header_seconds)
@@ -74,6 +83,18 @@ class LimitedProtocol(H11Protocol):
         if self._reading is not None:
             self._reading.cancel()
         self._reading = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
+
+    def _begin_stretch(self) -> None:
+        self._stretch = 0
+        self._wait(None)
+        self._reading = self.loop.call_later(self.limits.body_seconds, self._end_stretch)
+
+    def _end_stretch(self) -> None:
+        # Nothing comes while the server itself does not read.
+        if self.flow.read_paused or (self._stretch or 0) >= BODY_RATE * self.limits.body_seconds:
+            self._begin_stretch()
+        else:
+            self._too_slow()
 
     def _too_slow(self) -> None:
         self._reading = None

@@ -141,7 +141,7 @@ class Settings(BaseModel):
     header_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a client may take for the headers of a request."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long it may say nothing in the middle of its body."""
+    """How long it may take for its body, or for each part of it if it comes with 1000 bytes a second."""
     write_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long it may read nothing of an answer that waits for it."""
     max_images: Annotated[int, Field(ge=0)] = 20
