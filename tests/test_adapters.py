@@ -19,6 +19,7 @@ from mlx_lm.tuner.utils import load_adapters
 from openai import APIStatusError, OpenAI
 from safetensors.numpy import save_file
 
+import hub_server
 from jackfield.errors import ModelLoadError
 from jackfield.models import adapter_file
 from jackfield.models.adapter_experts import gathered
@@ -170,15 +171,19 @@ def expected(tiny_model: Path, experts: Path, folder: Path, device: Device) -> d
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, experts: Path, folder: Path) -> Iterator[Server]:
+    """Two models with adapters, of which one is on a Hub."""
     file = folder / "jackfield.toml"
     lines = ['model = "tiny"']
     for source, (base, names) in zip((tiny_model, experts), MODELS.items(), strict=True):
         also = ("peft", "peft-dora") if base == "tiny" else ()
         lines += [f"[models.{base}]", f'source = "{source}"', f"[models.{base}.adapters]"]
-        lines += [f'{name} = "{folder / name}"' for name in (*names, *also)]
+        lines += [f'{name} = "{"acme/law" if name == "law" else folder / name}"' for name in (*names, *also)]
     file.write_text("\n".join(lines))
-    with serve("tiny", "--config", str(file), "--alias", "gpt-4o=poems") as server:
-        yield server
+    files = {path.name: path.read_bytes() for path in (folder / "law").iterdir()}
+    with hub_server.serve(hub_server.FakeHub({"acme/law": files})) as hub:
+        places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_CACHE": str(folder / "hf" / "hub")}
+        with serve("tiny", "--config", str(file), "--alias", "gpt-4o=poems", **places) as server:
+            yield server
 
 
 @pytest.fixture(scope="module")

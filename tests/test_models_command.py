@@ -97,7 +97,8 @@ def test_it_says_where_a_model_is_and_what_it_takes(hub: FakeHub) -> None:
     hub.downloads.clear()
     (again,) = facts("pull", NAME)
     size = sum(len(data) for data in hub.repositories[NAME].values())
-    assert again == {"name": NAME, "folder": str(folder), "bytes": size, "error": None}
+    same = {"name": NAME, "kind": "model", "folder": str(folder), "bytes": size, "base_model": None, "error": None}
+    assert again == same
     assert hub.downloads == []
 
 
@@ -117,6 +118,58 @@ def test_what_the_disk_has_no_room_for_is_not_begun(hub: FakeHub, monkeypatch: p
     assert result.exit_code == 1
     assert "1.0 MB are free" in result.stderr
     assert hub.downloads == ["config.json@0"]
+
+
+ADAPTER = "acme/sql"
+WEIGHTS = bytes(range(256)) * 12_000
+ADAPTER_FILES = {
+    "adapter_config.json": b'{"base_model_name_or_path": "acme/tiny", "r": 8, "lora_alpha": 16}',
+    "adapter_model.safetensors": WEIGHTS,
+    "adapter_model.bin": b"pickle",
+    "tokenizer.json": b"{}",
+}
+
+
+def test_an_adapter_is_pulled_listed_and_removed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1_000_000)
+    hub.repositories[ADAPTER] = ADAPTER_FILES
+    hub.ends_at["adapter_model.safetensors"] = 2_000_000
+    assert models("pull", ADAPTER).exit_code == 1
+    (half,) = facts("list")["models"]
+    assert (half["kind"], half["obstacle"]) == ("adapter", "It is not wholly downloaded.")
+
+    hub.ends_at.clear()
+    hub.downloads.clear()
+    result = models("pull", ADAPTER)
+    assert result.exit_code == 0, result.output
+    assert "adapter_model.safetensors@2000000" in hub.downloads, "only the rest"
+    assert not [name for name in hub.downloads if "bin" in name or "tokenizer" in name]
+    assert f"Downloading {ADAPTER}" in result.stderr
+    assert f"jackfield serve --model acme/tiny --adapter sql={ADAPTER}" in result.stdout
+    (again,) = facts("pull", ADAPTER)
+    assert (again["kind"], again["base_model"], again["error"]) == ("adapter", "acme/tiny", None)
+    assert (Path(again["folder"]) / "adapter_model.safetensors").read_bytes() == WEIGHTS
+
+    (found,) = facts("list")["models"]
+    assert (found["name"], found["kind"], found["base_model"], found["obstacle"]) == (
+        ADAPTER,
+        "adapter",
+        "acme/tiny",
+        None,
+    )
+    assert found["bytes"] == again["bytes"]
+    assert f"{ADAPTER} for acme/tiny" in models("list").stdout
+    assert models("remove", ADAPTER, "--yes").exit_code == 0
+    assert listed() == {}
+
+
+def test_what_is_no_adapter_and_what_is_no_model(hub: FakeHub) -> None:
+    hub.repositories[ADAPTER] = {name: data for name, data in ADAPTER_FILES.items() if "safetensors" not in name}
+    assert "is no adapter: it has to hold" in models("pull", ADAPTER).stderr
+    info = models("info", ADAPTER)
+    assert info.exit_code == 1
+    assert "is an adapter, and no model" in info.stderr
+    assert listed()[ADAPTER]["obstacle"].startswith("It has no adapters.safetensors")
 
 
 # list

@@ -32,7 +32,7 @@ def test_its_settings_say_what_it_says(tmp_path: Path) -> None:
         32768,
         8,
     )
-    assert coder.adapters == {"sql": Path("adapters/sql")}
+    assert coder.adapters == {"sql": "./adapters/sql", "law": "org/qwen2.5-coder-7b-law"}
     registry = Lineup(settings, lambda name, progress: Path(), EventBus(), tell=print).registry
     assert {name: registry.entry(name).id for name in ("gpt-4o", "gpt-4.1", "sql", "gpt-4o-mini")} == {
         "gpt-4o": "coder",

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,17 +33,20 @@ Examples:
 
 LIST_EPILOG = """\b
 Keys of --json: models, prefix_cache_bytes, models_bytes, disk_free_bytes; of each model: name, kind (hub, starter,
-gguf, quantized), folder, bytes, used (seconds since 1970), weights_type, parameters, context_length, context_that_fits,
-fits, obstacle (why it cannot be served). null stands for what is not known.
+gguf, quantized, adapter), folder, bytes, used (seconds since 1970), base_model (of an adapter), weights_type,
+parameters, context_length, context_that_fits, fits, obstacle (why it cannot be served). null stands for what is not
+known.
 """
 
 PULL_EPILOG = """\b
 Examples:
   jackfield models pull starter
   jackfield models pull mlx-community/Qwen2.5-Coder-7B-Instruct-4bit mlx-community/Qwen3-4B-4bit
+  jackfield models pull org/qwen3-4b-law               an adapter
   jackfield models pull ./model.gguf                   converts it
 \b
-Exit status: 0 if all of them are here, 1 if one is not. Keys of --json, for each: name, folder, bytes, error.
+Exit status: 0 if all of them are here, 1 if one is not. Keys of --json, for each: name, kind (model, adapter), folder,
+bytes, base_model (of an adapter), error.
 """
 
 REMOVE_EPILOG = """\b
@@ -71,6 +74,9 @@ Examples:
 Exit status: 0 if one fits, 3 if none does. Keys of --json, for each, the best first: model, purpose, bits, parameters,
 context_length, kv_bits, weights_bytes, sequence_bytes, total_bytes, why, command.
 """
+
+PULLED = ("name", "kind", "folder", "bytes", "base_model", "error")
+"""What is told of each that was pulled."""
 
 NONE_FITS = 3
 """Exit status."""
@@ -124,8 +130,8 @@ def list_(config: Path | None, as_json: bool) -> None:
 def pull(names: Sequence[str], config: Path | None, as_json: bool) -> None:
     """Fetch models, so that serve finds them here.
 
-    NAME is starter, a Hugging Face name or a .gguf file, which is converted. A download that was interrupted goes
-    on where it was.
+    NAME is starter, a Hugging Face name, of a model or an adapter, or a .gguf file, which is converted. A download
+    that was interrupted goes on where it was.
     """
     settings = _settings(config)
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
@@ -137,23 +143,41 @@ def pull(names: Sequence[str], config: Path | None, as_json: bool) -> None:
     for name in names:
         try:
             _check_space(name, settings)
-            results.append(_fetched(name, fetch(name)))
+            results.append(_fetched(name, fetch))
         except JackfieldError as error:
-            results.append({"name": name, "folder": None, "bytes": None, "error": error.message})
+            results.append(dict.fromkeys(PULLED) | {"name": name, "error": error.message})
             if not as_json:
                 _complain(name, error)
         else:
             if not as_json:
-                click.echo(f"{name} is here, {gigabytes(results[-1]['bytes'])}: {results[-1]['folder']}")
+                _tell(results[-1])
     if as_json:
         _print(results)
     sys.exit(any(result["error"] for result in results))
 
 
-def _fetched(name: str, folder: Path) -> dict[str, Any]:
+def _fetched(name: str, fetch: Callable[[str], Path]) -> dict[str, Any]:
+    """A model, or an adapter for one."""
+    from jackfield.models.adapter_folder import base_model  # noqa: PLC0415
+    from jackfield.models.hub import AdapterError  # noqa: PLC0415
+    from jackfield.models.hub_adapter import fetch_adapter  # noqa: PLC0415
     from jackfield.models.inventory import size_of  # noqa: PLC0415
 
-    return {"name": name, "folder": str(folder), "bytes": size_of(folder), "error": None}
+    kind, base = "model", None
+    try:
+        folder = fetch(name)
+    except AdapterError:
+        folder = fetch_adapter(name, RichProgress())
+        kind, base = "adapter", base_model(folder)
+    return dict(zip(PULLED, (name, kind, str(folder), size_of(folder), base, None), strict=True))
+
+
+def _tell(result: dict[str, Any]) -> None:
+    name, base = result["name"], result["base_model"] or "MODEL"
+    click.echo(f"{name} is here, {gigabytes(result['bytes'])}: {result['folder']}")
+    if result["kind"] == "adapter":
+        short = name.partition("@")[0].rpartition("/")[2]
+        click.echo(f"It is an adapter: jackfield serve --model {base} --adapter {short}={name}")
 
 
 def _complain(name: str, error: JackfieldError) -> None:

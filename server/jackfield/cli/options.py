@@ -19,7 +19,10 @@ _OPTIONS = [
     click.option("--preset", help="A model with settings that suit it, such as qwen2.5-coder-32b."),
     click.option("--alias", "aliases", multiple=True, help="Another name for a model, NAME=MODEL; may be repeated."),
     click.option(
-        "--adapter", "adapters", multiple=True, help="A LoRA adapter for the model, NAME=FOLDER; may be repeated."
+        "--adapter",
+        "adapters",
+        multiple=True,
+        help="A LoRA or DoRA adapter for the model, NAME=FOLDER or NAME=ORG/REPOSITORY; may be repeated.",
     ),
     click.option("--unload-after", type=float, help="Seconds after which an unused model leaves memory."),
     click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),

@@ -35,6 +35,7 @@ Examples:
   jackfield serve --model mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
   jackfield serve --preset qwen2.5-coder-32b         the same with a context of 32k, in 25 GB
   jackfield serve --model ./model.gguf --port 9000
+  jackfield serve --model Qwen/Qwen3-4B --adapter sql=./sql --adapter law=org/qwen3-4b-law
   jackfield serve --model starter --model mlx-community/Qwen3-4B-4bit --alias gpt-4o-mini=starter
 """
 
@@ -59,7 +60,8 @@ def serve(config: Path | None, **flags: Any) -> None:
     from jackfield.cli.presets import check_preset  # noqa: PLC0415
     from jackfield.cli.server import run  # noqa: PLC0415
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
-    from jackfield.models.lineup import at_start  # noqa: PLC0415
+    from jackfield.models.hub_adapter import fetch_adapter  # noqa: PLC0415
+    from jackfield.models.lineup import adapters_at_start, at_start  # noqa: PLC0415
     from jackfield.models.sources import SOURCES, resolve  # noqa: PLC0415
 
     allow_open_files()
@@ -75,6 +77,8 @@ def serve(config: Path | None, **flags: Any) -> None:
 
         # Here, where a signal ends it at once.
         folders = {name: fetch(name, RichProgress()) for name in at_start(settings)}
+        for adapter in adapters_at_start(settings):
+            fetch_adapter(adapter, RichProgress())
         asyncio.run(
             run(
                 found,

@@ -39,6 +39,7 @@ class Row:
             "folder": str(self.model.folder),
             "bytes": self.model.nbytes,
             "used": self.model.used,
+            "base_model": self.model.base_model,
             "weights_type": architecture and architecture.dtype,
             "parameters": architecture and architecture.parameters,
             "context_length": architecture and architecture.context_length,
@@ -117,10 +118,13 @@ class Stock:
             pad_edge=False,
         )
         for row in self.rows:
-            kind = row.architecture.dtype if row.architecture else "-"
+            kind = "adapter" if row.model.kind == "adapter" else row.architecture.dtype if row.architecture else "-"
             context = f"{row.architecture.context_length:,}" if row.architecture else "-"
             used = datetime.fromtimestamp(row.model.used).strftime("%Y-%m-%d")
-            table.add_row(row.model.name, kind, gigabytes(row.model.nbytes), context, used, row.fits)
+            name = Text(row.model.name)
+            if row.model.base_model:
+                name.append(f" for {row.model.base_model}", "dim")
+            table.add_row(name, kind, gigabytes(row.model.nbytes), context, used, row.fits)
         return table
 
     def _totals(self) -> Iterator[str]:
@@ -130,7 +134,7 @@ class Stock:
 
 
 def _row(model: Stored, machine: Machine, settings: Settings) -> Row:
-    if model.obstacle:
+    if model.obstacle or model.kind == "adapter":
         return Row(model, obstacle=model.obstacle)
     try:
         architecture = from_folder(model.folder, machine.kind)

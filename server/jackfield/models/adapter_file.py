@@ -26,10 +26,9 @@ import mlx.core as mx
 import regex
 
 from jackfield.errors import ModelLoadError
+from jackfield.models.adapter_folder import CONFIG, MLX, PEFT, weights_file
 from jackfield.models.folder import read_json
 
-CONFIG = "adapter_config.json"
-MLX, PEFT = "adapters.safetensors", "adapter_model.safetensors"
 MLX_NAME = re.compile(r"(?P<layer>.+)\.(lora_(?P<half>[ab])|(?P<magnitude>m))")
 PEFT_NAME = re.compile(
     r"base_model\.model\.(?P<layer>.+)\.(lora_(?P<half>[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(\.weight)?)"
@@ -76,36 +75,13 @@ class AdapterFile:
     """16 bytes that stand for the contents."""
 
 
-def adapter_file(folder: Path) -> Path | None:
-    """The file with its matrices; None if there is none."""
-    return next((folder / name for name in (MLX, PEFT) if (folder / name).is_file()), None)
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
-def adapter_bytes(folder: Path) -> int:
-    """What it takes in memory at most, going by its file, whose numbers have 16 bits at least."""
-    file = adapter_file(folder)
-    return 2 * file.stat().st_size if file else 0
-
-
-def base_model(folder: Path) -> str | None:
-    """The model that it was trained on, as its config names it."""
-    config = read_json(folder / CONFIG)
-    found = config.get("base_model_name_or_path") or config.get("model")
-    return found if isinstance(found, str) else None
-
-
 def read_adapter(name: str, folder: Path) -> AdapterFile:
     """The adapter in ``folder``, which clients call ``name``. Runs on the engine's thread.
 
     Raises:
         ModelLoadError: there is none, it is damaged, or of a kind that is not known here.
     """
-    config, file = read_json(folder / CONFIG), adapter_file(folder)
+    config, file = read_json(folder / CONFIG), weights_file(folder)
     if not config or file is None:
         raise ModelLoadError(
             f"There is no adapter in {folder}: it has to hold {CONFIG}, and {MLX} or {PEFT}.",

@@ -14,10 +14,11 @@ from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, CacheNotFound, c
 
 from jackfield.errors import ModelLoadError
 from jackfield.models import convert, starter
+from jackfield.models.adapter_folder import MLX, PEFT, base_model, is_adapter, is_whole
 from jackfield.models.folder import check_folder
 from jackfield.models.quantized import read_origin, recipe
 
-Kind = Literal["hub", "starter", "gguf", "quantized"]
+Kind = Literal["hub", "starter", "gguf", "quantized", "adapter"]
 
 FOLDER = re.compile(r"(?P<kind>starter|gguf|quantized)-.+", re.ASCII)
 
@@ -37,19 +38,26 @@ class Stored:
     """The commit, of those from the Hub."""
     obstacle: str | None = None
     """Why it cannot be served."""
+    base_model: str | None = None
+    """Of an adapter: what it was made for, as far as it says."""
 
     def called(self, name: str) -> bool:
         """Whether ``name`` means it: ``org/name`` is all revisions, ``org/name@commit`` one."""
         repository, _, revision = name.partition("@")
-        if self.kind == "hub" and repository == self.name.partition("@")[0]:
+        if self.revision and repository == self.name.partition("@")[0]:
             return self.name == name or not revision or self.revision.startswith(revision)
         return name == self.name or (self.kind == "gguf" and str(Path(name).expanduser().resolve()) == self.name)
 
 
 def inventory(cache: Path) -> list[Stored]:
     """All models in both caches, those that were read last first."""
-    found = [*_from_hub(), *_own(cache / "models")]
-    return sorted((replace(one, obstacle=one.obstacle or _obstacle(one.folder)) for one in found), key=_age)
+    return sorted(map(_looked_at, (*_from_hub(), *_own(cache / "models"))), key=_age)
+
+
+def _looked_at(one: Stored) -> Stored:
+    if one.kind == "adapter":
+        return replace(one, obstacle=one.obstacle or _adapter_obstacle(one.folder), base_model=_base_model(one.folder))
+    return replace(one, obstacle=one.obstacle or _obstacle(one.folder))
 
 
 def remove(models: Iterable[Stored]) -> int:
@@ -60,12 +68,12 @@ def remove(models: Iterable[Stored]) -> int:
     """
     chosen = list(models)
     freed = 0
-    if revisions := [one.revision for one in chosen if one.kind == "hub"]:
+    if revisions := [one.revision for one in chosen if one.revision]:
         strategy = scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*revisions)
         freed += strategy.expected_freed_size
         strategy.execute()
     for one in chosen:
-        if one.kind != "hub":
+        if not one.revision:
             shutil.rmtree(one.folder)
             one.folder.with_name(f"{one.folder.name}.lock").unlink(missing_ok=True)
             freed += one.nbytes
@@ -96,15 +104,16 @@ def _from_hub() -> Iterator[Stored]:
     for repository in _repositories():
         unfinished = _unfinished(repository)
         for revision in repository.revisions:
-            one = Stored(
+            folder = revision.snapshot_path
+            yield Stored(
                 _hub_name(repository, revision),
-                "hub",
-                revision.snapshot_path,
+                "adapter" if is_adapter(folder) else "hub",
+                folder,
                 revision.size_on_disk + unfinished,
                 repository.last_accessed,
                 revision.commit_hash,
+                "It is not wholly downloaded." if unfinished else None,
             )
-            yield replace(one, obstacle="It is not wholly downloaded.") if unfinished else one
 
 
 def _hub_name(repository: CachedRepoInfo, revision: CachedRevisionInfo) -> str:
@@ -152,6 +161,17 @@ def _obstacle(folder: Path) -> str | None:
     except ModelLoadError as error:
         return error.message.replace(f"The model in {folder}", "It").replace(str(folder), "It")
     return None
+
+
+def _adapter_obstacle(folder: Path) -> str | None:
+    return None if is_whole(folder) else f"It has no {MLX} and no {PEFT}."
+
+
+def _base_model(folder: Path) -> str | None:
+    try:
+        return base_model(folder)
+    except ModelLoadError:
+        return None
 
 
 def _age(model: Stored) -> tuple[bool, float]:

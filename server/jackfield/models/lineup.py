@@ -13,6 +13,7 @@ from jackfield.events import EventBus
 from jackfield.hooks.engine_side import EngineHooks
 from jackfield.models.description import local_folder
 from jackfield.models.device import Device, detect_device, load_blas
+from jackfield.models.hub_adapter import fetch_adapter
 from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan
 from jackfield.models.profile import read_profile
@@ -99,7 +100,11 @@ class Lineup:
             self._tell(f"{entry.id} cannot be served as it is: {error.message}")
 
     def _folder(self, entry: Entry) -> Path:
-        return self._fetch(self._own[entry.id].model, _Watched(entry, self._progress))
+        own, progress = self._own[entry.id], _Watched(entry, self._progress)
+        folder = self._fetch(own.model, progress)
+        for adapter in own.adapters.values():
+            fetch_adapter(adapter, progress)
+        return folder
 
     def _plan(self, entry: Entry, folder: Path, total: int) -> MemoryPlan:
         return plan_folder(self._own[entry.id], folder, total)
@@ -127,6 +132,12 @@ def at_start(settings: Settings) -> list[str]:
     """Where those come from that are loaded when the server starts."""
     names = [name for name in named(settings) if _starts(settings, name)]
     return [settings.of_model(name).model for name in names]
+
+
+def adapters_at_start(settings: Settings) -> list[str]:
+    """Where their adapters come from."""
+    names = [name for name in named(settings) if _starts(settings, name)]
+    return [adapter for name in names for adapter in settings.of_model(name).adapters.values()]
 
 
 def _starts(settings: Settings, name: str) -> bool:

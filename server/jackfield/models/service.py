@@ -23,15 +23,18 @@ from jackfield.engine.request import Adapter
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
+from jackfield.errors import ModelLoadError
 from jackfield.events import EventBus
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
-from jackfield.models.adapter_file import adapter_bytes, read_adapter
+from jackfield.models.adapter_file import read_adapter
+from jackfield.models.adapter_folder import adapter_bytes
 from jackfield.models.adapters import install
 from jackfield.models.architecture import from_folder
 from jackfield.models.device import Device, describe, detect_device, load_blas
 from jackfield.models.embedding import read_embedding_spec
 from jackfield.models.folder import read_json
+from jackfield.models.hub_adapter import local_adapter
 from jackfield.models.loading import Network, load_network
 from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan, plan_architecture, plan_network
@@ -129,8 +132,23 @@ def plan_folder(settings: Settings, folder: Path, total: int) -> MemoryPlan:
     kind = detect_device(load_blas()).kind
     options = plan_options(settings)
     plan = plan_architecture(from_folder(folder, kind), kind, total, dtype=settings.dtype, **options)
-    adapters = sum(map(adapter_bytes, settings.adapters.values()))
+    adapters = sum(map(adapter_bytes, adapter_folders(settings).values()))
     return replace(plan, weights=plan.weights + adapters).fitting()
+
+
+def adapter_folders(settings: Settings) -> dict[str, Path]:
+    """Where the settings' adapters are, which have been fetched before.
+
+    Raises:
+        ModelLoadError: one has not.
+    """
+    folders = {name: local_adapter(source) for name, source in settings.adapters.items()}
+    if missing := [source for name, source in settings.adapters.items() if folders[name] is None]:
+        raise ModelLoadError(
+            f"The adapter {missing[0]} is not here any more.",
+            suggestions=(f"Download it again: jackfield models pull {missing[0]}",),
+        )
+    return {name: folder for name, folder in folders.items() if folder is not None}
 
 
 def plan_options(settings: Settings) -> dict[str, Any]:
@@ -241,7 +259,7 @@ class SchedulerLoader:
 
     def _adapted(self, network: Network) -> Network:
         """The network with the adapters that the settings name, which count as weights."""
-        files = [read_adapter(name, folder.expanduser()) for name, folder in self._settings.adapters.items()]
+        files = [read_adapter(name, folder) for name, folder in adapter_folders(self._settings).items()]
         if not files:
             return network
         self._adapters, self.adapters = install(network.model, files)

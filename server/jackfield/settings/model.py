@@ -52,7 +52,7 @@ MAX_PIXELS = 89_478_485
 """Beyond this Pillow takes an image for a decompression bomb, whatever is set."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Folders = Annotated[dict[str, Path], BeforeValidator(_pairs)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 KVBits = Annotated[Literal[4, 8] | None, BeforeValidator(_number)]
 
 
@@ -68,8 +68,8 @@ class ModelSettings(BaseModel):
     pinned: bool = False
     """Load it when the server starts, and keep it."""
     unload_after: Annotated[float, Field(gt=0)] | None = None
-    adapters: Folders = Field(default_factory=dict)
-    """Adapters for it, and the names that clients ask for them by."""
+    adapters: Pairs = Field(default_factory=dict)
+    """Adapters for it, as in ``adapters``, by the names that clients ask for."""
     dtype: Literal["auto", "float32", "keep"] | None = None
     context_length: Annotated[int, Field(ge=16)] | None = None
     kv_bits: KVBits = None
@@ -91,12 +91,13 @@ class Settings(BaseModel):
     """More of them, loaded when somebody asks for them: a table ``[models.NAME]`` each."""
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     """Other servers that may answer for models whose ``route`` names them: a table ``[upstreams.NAME]`` each."""
-    aliases: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(default_factory=dict)
+    aliases: Pairs = Field(default_factory=dict)
     """Other names for models, for clients that cannot be told which to ask for: ``gpt-4o-mini = "starter"``."""
     unload_after: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which a model that nobody has asked for leaves memory; by default when others need the room."""
-    adapters: Folders = Field(default_factory=dict)
-    """Adapters for ``model``, unless it has a table in ``models``: names that clients ask for, and folders."""
+    adapters: Pairs = Field(default_factory=dict)
+    """Adapters for ``model``, unless it has a table in ``models``: folders or Hugging Face names, by the names that
+    clients ask for."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
