@@ -451,14 +451,14 @@ class ModelLoadError(JackfieldError):
 
 
 class TemplateLimitError(JackfieldError):
-    """A model's chat template does not come to an end."""
+    """A model's chat template takes more time or memory than it may."""
 
     code = "template_limit"
     category: ClassVar[Category] = "model"
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"The model's chat template has taken {seconds:g} seconds, or all memory, for this conversation.",
+            f"The model's chat template takes more than {seconds:g} seconds, or too much memory for this conversation.",
             param="messages",
             suggestions=(
                 "Send a shorter conversation.",

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from jackfield.engine.request import PromptImage
 from jackfield.errors import InvalidRequestError, UnsupportedError
-from jackfield.models.tokenizer import Message, Tokenizer
+from jackfield.models.conversation import Message
+from jackfield.models.tokenizer import Tokenizer
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.protocol.content import ImagePart, RefusalPart, TextPart
 from jackfield.protocol.messages import AssistantMessage, ToolMessage

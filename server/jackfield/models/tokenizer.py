@@ -6,22 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from jackfield.errors import InvalidRequestError, ModelLoadError, TemplateLimitError
+from jackfield.models.conversation import Message, cut, marked, prepared
 from jackfield.models.encoding import encoding
 from jackfield.models.folder import read_json
 from jackfield.models.literal import LiteralEncoder
-from jackfield.models.time_limit import OvertimeError, time_limit
+from jackfield.models.template_process import TemplateExhaustedError, TemplateProcess, TemplateRefusedError
 from jackfield.text.reasoning import ThinkingTags
-
-Message = dict[str, Any]
-"""One message as chat templates expect it: ``role``, ``content`` and perhaps ``tool_calls``."""
-
 
 GENEROUS = 16
 """Characters of a token, more than those of any language's texts have on average."""
@@ -31,13 +27,17 @@ TEMPLATE_SECONDS = 10.0
 """No conversation takes a template longer: thousands of messages take a second."""
 
 
+TEMPLATE_LENGTH = 1_000_000
+"""Characters. The longest templates have some ten thousand."""
+
+
 class Tokenizer:
     """A Hugging Face tokenizer from a model folder; its methods may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
         try:
-            # Never runs code from the folder: trust_remote_code is off by default.
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # Without a word about it, transformers asks on the terminal whether to run code from the folder.
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._backend = self._tokenizer.backend_tokenizer
         except Exception as error:
             raise ModelLoadError(
@@ -48,8 +48,31 @@ class Tokenizer:
         """The tokenizer's own; models may name others too."""
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
         own = inspect.signature(type(self._tokenizer).apply_chat_template).parameters
-        self._reserved = frozenset(own) - {"kwargs"}
-        self.template: str = self._tokenizer.get_chat_template() if self._tokenizer.chat_template else ""
+        self._reserved = frozenset(own) - {"kwargs"} | {"messages"}
+        self._process = TemplateProcess()
+        self._check_templates(folder)
+
+    def _check_templates(self, folder: Path) -> None:
+        try:
+            longest = max(len(self._template_for([])), len(self._template_for([{}])))
+        except ValueError as error:
+            raise ModelLoadError(f"The chat template in {folder} cannot be told: {error}") from error
+        if longest > TEMPLATE_LENGTH:
+            raise ModelLoadError(
+                f"The chat template in {folder} has {longest} characters, more than the {TEMPLATE_LENGTH} it may have.",
+                suggestions=("Look at it: templates of models have some thousands.",),
+            )
+
+    @property
+    def template(self) -> str:
+        """The chat template, or nothing."""
+        return self._template_for([])
+
+    def _template_for(self, tools: Sequence[dict[str, Any]]) -> str:
+        """Some models have one of their own for conversations with tools."""
+        if not self._tokenizer.chat_template:
+            return ""
+        return str(self._tokenizer.get_chat_template(None, list(tools) or None))
 
     @cached_property
     def source(self) -> str:
@@ -173,28 +196,20 @@ class Tokenizer:
                 suggestions=("Leave it out: only variables for the template may be set.",),
             )
         try:
-            with time_limit(TEMPLATE_SECONDS):
-                return str(
-                    self._tokenizer.apply_chat_template(
-                        list(messages),
-                        tools=list(tools) or None,
-                        tokenize=False,
-                        add_generation_prompt=begins_answer,
-                        continue_final_message=continues,
-                        **options,
-                    )
-                )
-        except (OvertimeError, MemoryError) as error:
+            chat = marked(prepared(messages)) if continues else prepared(messages)
+            variables = {
+                **self._tokenizer.special_tokens_map,
+                **options,
+                "messages": chat,
+                "tools": list(tools) or None,
+                "documents": None,
+                "add_generation_prompt": begins_answer,
+            }
+            prompt = self._process.render(self._template_for(tools), variables, TEMPLATE_SECONDS)
+            return cut(prompt, chat) if continues else prompt
+        except TemplateExhaustedError as error:
             raise TemplateLimitError(TEMPLATE_SECONDS) from error
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except (TemplateRefusedError, ValueError) as error:
             raise InvalidRequestError(
                 f"The model's chat template refuses this conversation: {error}",
                 param="messages",
