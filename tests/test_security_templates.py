@@ -342,8 +342,12 @@ def test_where_memory_has_no_limit_it_is_watched(process: TemplateProcess, monke
     monkeypatch.setattr(template_process, "WATCHES_MEMORY", True)
     assert process.render("a", {}, 10) == "a"
     monkeypatch.setattr(template_process, "memory_for", lambda length: 100 << 20)
+    seen = []
+    look = template_process.resident
+    monkeypatch.setattr(template_process, "resident", lambda number: seen.append(look(number)) or seen[-1])
     with pytest.raises(TemplateExhaustedError):
-        process.render("{% set x = 'a' * 200 * 10**6 %}" + ENDLESS["loops"], {}, 60)
+        process.render("{% set n = 10**6 %}{% set x = 'a' * 200 * n %}" + ENDLESS["loops"], {}, 10)
+    assert [size > 100 << 20 for size in seen].count(True) == 1
 
 
 def test_without_ps_nothing_is_known_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
