@@ -40,10 +40,7 @@ class Tokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._backend = self._tokenizer.backend_tokenizer
         except Exception as error:
-            raise ModelLoadError(
-                f"The tokenizer in {folder} cannot be loaded: {error}",
-                suggestions=("Check that tokenizer.json and tokenizer_config.json are there and whole.",),
-            ) from error
+            raise _explained(folder, error) from error
         self.end_token: int | None = self._tokenizer.eos_token_id
         """The tokenizer's own; models may name others too."""
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
@@ -262,6 +259,19 @@ class TextDecoder:
     def flush(self) -> str:
         """What is left at the end: bytes that never became a character, as U+FFFD."""
         return str(self._backend.decode(self._tokens, skip_special_tokens=True))[self._length :]
+
+
+def _explained(folder: Path, error: Exception) -> ModelLoadError:
+    """What transformers could not do with the folder, in words for the user."""
+    if "trust_remote_code" in str(error):
+        return ModelLoadError(
+            f"The tokenizer in {folder} comes with code of its own, which is not run here.",
+            suggestions=("Take a model whose tokenizer transformers has.",),
+        )
+    return ModelLoadError(
+        f"The tokenizer in {folder} cannot be loaded: {error}",
+        suggestions=("Check that tokenizer.json and tokenizer_config.json are there and whole.",),
+    )
 
 
 def _end_tokens(folder: Path, own: int | None) -> frozenset[int]:
