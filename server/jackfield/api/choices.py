@@ -18,7 +18,6 @@ from jackfield.models.registry import ServedModel
 from jackfield.protocol.base import AnswerModel
 from jackfield.protocol.chat import ChatChunkChoice
 from jackfield.protocol.completions import CompletionChunkChoice
-from jackfield.protocol.errors import ErrorEnvelope
 from jackfield.protocol.generation import GenerationAnswer
 from jackfield.protocol.sampling import SamplingRequest
 
@@ -59,6 +58,12 @@ class ChoicesReply(Reply[Asked]):
             whole.jackfield = self.answer.extension()
         return await self.transformed(whole)
 
+    @classmethod
+    def refused(cls, error: JackfieldError, request_id: str) -> Iterator[bytes]:
+        """The error, and the end."""
+        yield from super().refused(error, request_id)
+        yield sse.DONE
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, chunk by chunk."""
         for piece in self.opening():
@@ -69,7 +74,9 @@ class ChoicesReply(Reply[Asked]):
                     case bytes():
                         yield part
                     case JackfieldError():
-                        yield sse.event(ErrorEnvelope.model_validate(part.envelope()))
+                        for event in self.refused(part, self.exchange.info.id):
+                            yield event
+                        return
                     case Delta():
                         for piece in self.pieces(part):
                             yield self._event(piece)

@@ -24,7 +24,6 @@ from jackfield.errors import JackfieldError
 from jackfield.middle import Middle, ending, filler
 from jackfield.models.fim import File, Gap
 from jackfield.protocol.base import AnswerModel, JsonObject
-from jackfield.protocol.errors import ErrorEnvelope
 from jackfield.protocol.extension import EndedBy
 from jackfield.protocol.infill import (
     GenerationSettings,
@@ -122,7 +121,8 @@ class _InfillReply(Reply[InfillRequest]):
                     case bytes():
                         yield part
                     case JackfieldError():
-                        yield sse.event(ErrorEnvelope.model_validate(part.envelope()))
+                        for event in self.refused(part, self.exchange.info.id):
+                            yield event
                     case Delta():
                         given[part.index].append(part)
                         if part.text:

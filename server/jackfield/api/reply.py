@@ -3,7 +3,7 @@
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,7 @@ from jackfield.host import Host
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import AnswerModel, JsonObject
+from jackfield.protocol.errors import ErrorEnvelope
 from jackfield.settings.upstreams import OWN
 from jackfield.text.pieces import Piece
 
@@ -58,12 +59,17 @@ class Reply(ABC, Generic[Asked]):
         """The whole answer."""
 
     @abstractmethod
-    def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, event by event."""
 
     def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer | PluggedAnswer:
         """What somebody else has to do."""
         return model.answer(self.document(), self.exchange, plain=self.plain)
+
+    @classmethod
+    def refused(cls, error: JackfieldError, request_id: str) -> Iterator[bytes]:
+        """The events of a stream that has nothing to say but an error."""
+        yield sse.event(ErrorEnvelope.model_validate(error.envelope()))
 
     @property
     def plain(self) -> bool:

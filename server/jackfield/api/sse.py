@@ -42,8 +42,12 @@ def comment(text: str) -> bytes:
 def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceResponse:
     """A stream of ready-made events, with a comment every ``heartbeat`` seconds of silence or work."""
     return EventSourceResponse(
-        chunks, ping=heartbeat, ping_message_factory=lambda: ServerSentEvent(comment="heartbeat"), sep="\n"
+        chunks, ping=heartbeat, ping_message_factory=lambda: ServerSentEvent(comment=_ALIVE), sep="\n"
     )
+
+
+_ALIVE = "heartbeat"
+HEARTBEAT = comment(_ALIVE)
 
 
 async def deltas(answer: AnyAnswer) -> AsyncGenerator[Delta | bytes | JackfieldError, None]:
@@ -67,7 +71,7 @@ async def deltas(answer: AnyAnswer) -> AsyncGenerator[Delta | bytes | JackfieldE
                 last = time.monotonic()
                 yield _progress(part)
     except Exception as error:
-        failure = _expected(error)
+        failure = expected(error)
         answer.exchange.failed(failure)
         ends = isinstance(failure, ShuttingDownError)
         told = ends or isinstance(failure, UpstreamError | UpstreamBusyError)
@@ -83,7 +87,8 @@ async def deltas(answer: AnyAnswer) -> AsyncGenerator[Delta | bytes | JackfieldE
         answer.cancel()
 
 
-def _expected(error: Exception) -> JackfieldError:
+def expected(error: Exception) -> JackfieldError:
+    """What is told of it."""
     if isinstance(error, JackfieldError):
         return error
     logger.error("Unexpected error in a stream", exc_info=error)

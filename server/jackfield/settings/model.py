@@ -75,7 +75,7 @@ class ModelSettings(BaseModel):
     kv_bits: KVBits = None
     max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
     route: Route = ()
-    """Who answers its requests, the first one that can: ``mlx``, upstreams or plugins' backends. Empty: ``mlx`` alone."""
+    """Who answers its requests, the first one that can: ``mlx``, upstreams, plugins' backends. Empty: ``mlx``."""
 
 
 class Settings(BaseModel):

@@ -125,13 +125,19 @@ class _MessagesReply(Reply[MessagesRequest]):
             whole.jackfield = self.answer.extension()
         return await self.transformed(whole)
 
+    @classmethod
+    def refused(cls, error: JackfieldError, request_id: str) -> Iterator[bytes]:
+        """The error in this dialect."""
+        yield _event(envelope(error, request_id))
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes, event by event."""
         begun, last = False, Delta(0)
         async with aclosing(self.deltas()) as parts:
             async for part in parts:
                 if isinstance(part, JackfieldError):
-                    yield _event(envelope(part, self.exchange.info.id))
+                    for event in self.refused(part, self.exchange.info.id):
+                        yield event
                     return
                 if not begun:
                     begun = True
@@ -142,10 +148,10 @@ class _MessagesReply(Reply[MessagesRequest]):
                     yield part
                     continue
                 last = part
-                for event in self._more(part):
-                    yield _event(event)
-        for event in self._closing(last):
-            yield _event(event)
+                for more in self._more(part):
+                    yield _event(more)
+        for more in self._closing(last):
+            yield _event(more)
 
     def _more(self, part: Delta) -> Iterator[StreamEvent]:
         for piece in part.pieces if self.asked.max_tokens else ():

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -126,6 +126,11 @@ class _ResponseReply(Reply[ResponseRequest]):
         await self._keep(whole)
         return whole
 
+    @classmethod
+    def refused(cls, error: JackfieldError, request_id: str) -> Iterator[bytes]:
+        """The error in this dialect; there is no response that could have failed."""
+        yield _sent(_error(Numbered(), error))
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as it comes, event by event; after the last one nothing follows, not even ``[DONE]``."""
         yield self._tell("response.created", self._response("in_progress"))
@@ -137,7 +142,7 @@ class _ResponseReply(Reply[ResponseRequest]):
                     case bytes():
                         yield part
                     case JackfieldError():
-                        yield _sent(self._error(part))
+                        yield _sent(_error(self._event, part))
                         yield self._tell("response.failed", self._failed(part))
                         return
                     case Delta():
@@ -150,10 +155,6 @@ class _ResponseReply(Reply[ResponseRequest]):
 
     def _tell(self, kind: str, response: Response) -> bytes:
         return _sent(self._event(ResponseEvent, type=kind, response=response))
-
-    def _error(self, error: JackfieldError) -> ErrorEvent:
-        details = ErrorDetails.model_validate(error.envelope()["error"])
-        return self._event(ErrorEvent, code=details.code, message=details.message, param=details.param, error=details)
 
     def _response(self, status: ResponseStatus) -> Response:
         return Response(
@@ -205,6 +206,11 @@ class _ResponseReply(Reply[ResponseRequest]):
             whole.store = await self.host.responses.put(stored)
         elif self.asked.store is None:
             self.host.recent_items.remember(self._owner, made)
+
+
+def _error(event: Numbered, error: JackfieldError) -> ErrorEvent:
+    details = ErrorDetails.model_validate(error.envelope()["error"])
+    return event(ErrorEvent, code=details.code, message=details.message, param=details.param, error=details)
 
 
 def _sent(event: Event) -> bytes:
