@@ -163,6 +163,105 @@ async def test_waiting_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     await house.use("b")
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"PATIENCE": 0.02, "RESIDENCE": 0.0, "WAIT": 20.0, "LOOK": 0.01}.items():
+        monkeypatch.setattr(shelf_module, f"{name}_SECONDS", seconds)
+
+
+@asynccontextmanager
+async def busy(house: House, name: str, clients: int = 3) -> AsyncIterator[None]:
+    """So many clients ask for a model one time after the other."""
+
+    async def ask(number: int) -> None:
+        await asyncio.sleep(0.003 * number)
+        while True:
+            async with house.using(name):
+                await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(clients)]
+    await until(lambda: house.entries[name].loans > 1)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_models_in_constant_use_take_turns() -> None:
+    house = House(2000, a=1000, b=1000)
+    async with busy(house, "a"):
+        async with house.using("b"):
+            assert house.loaded == {"b"}
+        await until(lambda: house.loaded == {"a"})
+    assert house.opened == ["a", "b", "a"]
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_what_runs_is_not_ended_and_what_comes_waits_behind() -> None:
+    house = House(2000, a=1000, b=1000)
+    order: list[str] = []
+
+    async def use(name: str) -> None:
+        async with house.using(name):
+            order.append(name)
+
+    async with house.using("a") as model:
+        tasks = [asyncio.create_task(use("b"))]
+        await until(lambda: house.entries["a"].leaving is not None)
+        tasks.append(asyncio.create_task(use("a")))
+        await asyncio.sleep(0.05)
+        assert not order
+        assert not model.engine.stopped
+        # A plugin that asks for the sake of a request which is being answered does not wait for itself.
+        (await house.registry.lend("a", waits=False)).end()
+    await asyncio.gather(*tasks)
+    assert order == ["b", "a"]
+
+
+async def test_nobody_leaves_who_has_just_come(monkeypatch: pytest.MonkeyPatch, hurried: None) -> None:
+    monkeypatch.setattr(shelf_module, "RESIDENCE_SECONDS", 1000.0)
+    monkeypatch.setattr(shelf_module, "WAIT_SECONDS", 0.3)
+    house = House(2000, a=1000, b=1000)
+    async with busy(house, "a"):
+        with pytest.raises(UnavailableError):
+            await house.use("b")
+        assert house.entries["a"].leaving is None
+        house.entries["a"].since -= 1000
+        await house.use("b")
+    assert house.opened[:2] == ["a", "b"]
+
+
+async def test_who_does_not_come_to_an_end_takes_requests_again(monkeypatch: pytest.MonkeyPatch, hurried: None) -> None:
+    monkeypatch.setattr(shelf_module, "WAIT_SECONDS", 0.3)
+    house = House(2000, a=1000, b=1000)
+    async with house.using("a"):
+        waiting = asyncio.create_task(house.use("b"))
+        await until(lambda: house.entries["a"].leaving is not None)
+        behind = asyncio.create_task(house.use("a"))
+        with pytest.raises(UnavailableError, match="no room for b while a are at work"):
+            await waiting
+        await behind
+        assert house.entries["a"].since > 0
+    assert house.opened == ["a"]
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_only_as_many_are_asked_to_leave_as_have_to() -> None:
+    house = House(3400, Entry("a", pinned=True), a=1000, b=1000, c=500, d=800)
+    for name in "abc":
+        await house.use(name)
+    async with house.using("a"), house.using("b"), house.using("c"):
+        waiting = asyncio.create_task(house.use("d"))
+        await until(lambda: house.entries["b"].leaving is not None)
+        assert house.entries["a"].leaving is None
+        assert house.entries["c"].leaving is None
+    await waiting
+    assert house.loaded == {"a", "c", "d"}
+
+
 async def test_pinned_models_stay() -> None:
     house = House(2000, Entry("a", pinned=True), a=1000, b=1000)
     house.entries["a"].pinned = True

@@ -234,7 +234,7 @@ class PluginServer:
         entries = self._host.registry.entries
         if not entries:
             raise UnavailableError("No model is served.", suggestions=("Serve one: jackfield serve --model NAME.",))
-        loan = await self._host.registry.lend(model or entries[0].id)
+        loan = await self._host.registry.lend(model or entries[0].id, waits=False)
         try:
             return await self._complete(messages, loan.model, max_tokens)
         finally:

@@ -130,7 +130,8 @@ class _Way:
         served, profile = self._entry.served, self._entry.profile
         queue = served.engine.statistics.waiting + served.engine.statistics.reading if served else 0
         blind = profile is not None and "images" not in profile.capabilities
-        return Standing(self._entry.state == "ready", queue=queue, lacks=frozenset(["images"] if blind else []))
+        ready = self._entry.state == "ready" and self._entry.leaving is None
+        return Standing(ready, queue=queue, lacks=frozenset(["images"] if blind else []))
 
     def _nobody(self) -> NoBackendError:
         reasons = ", ".join(f"{one.backend}: {one.reason}" for one in self._exchange.attempts)

@@ -1,5 +1,6 @@
 """The models that are served, by name."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,10 @@ class Entry:
     loans: int = 0
     """Requests that have it; as long as there are any it stays in memory."""
     last_used: float = field(default_factory=time.monotonic)
+    since: float = 0.0
+    """When it came into memory, or last took turns with another one, on ``time.monotonic``'s clock."""
+    leaving: asyncio.Event | None = None
+    """Another model has waited long for its room: who asks for it now waits for this."""
     created: int = field(default_factory=lambda: int(time.time()))
     profile: Profile | None = None
     """What it can do, as soon as that is known."""
@@ -263,8 +268,13 @@ class Registry:
         """
         await self._shelf.unload(self.entry(name))
 
-    async def lend(self, name: str | None) -> Loan:
+    async def lend(self, name: str | None, *, waits: bool = True) -> Loan:
         """The model of that name, as for `entry`, loaded if need be; it stays until the loan ends.
+
+        Args:
+            name: the model's.
+            waits: for its turn, if another model has waited long for its room; not where a request that is being
+                answered would wait for itself.
 
         Raises:
             ModelNotFoundError: as for `entry`.
@@ -275,6 +285,8 @@ class Registry:
         entry = self.entry(name)
         if entry.remote:
             raise ElsewhereError(entry.id)
+        while waits and entry.leaving is not None:
+            await entry.leaving.wait()
         entry.loans += 1
         try:
             model = entry.served or await self._shelf.load(entry)

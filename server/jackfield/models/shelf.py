@@ -5,6 +5,7 @@ out evenly to those that are loaded, anew whenever one comes or goes, and holds 
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
@@ -26,6 +27,12 @@ LOOK_SECONDS = 1.0
 
 WAIT_SECONDS = 60.0
 """A model for which there is no room waits so long for others to be done."""
+
+PATIENCE_SECONDS = 5.0
+"""After so long those in the way take no more requests until it has had its turn."""
+
+RESIDENCE_SECONDS = 30.0
+"""But so long they may stay in any case, so that models in constant use take turns, and not request by request."""
 
 AGAIN_SECONDS = 30.0
 """What could not be loaded is not tried again before."""
@@ -111,7 +118,7 @@ class OnDemand:
             folder = await asyncio.to_thread(self._fetch, entry)
             async with self._turn:
                 entry.served = await self._bring_in(entry, folder)
-            entry.profile = entry.served.profile
+            entry.profile, entry.since = entry.served.profile, time.monotonic()
         except ModelLoadError as error:
             logger.error("%s cannot be loaded: %s", entry.id, error.message)
             entry.failure = error
@@ -142,14 +149,21 @@ class OnDemand:
             ModelLoadError: it never will.
             UnavailableError: the others are at work for too long.
         """
-        deadline = time.monotonic() + WAIT_SECONDS
-        while (missing := self._missing(plan)) > 0:
-            leaving = self._least_used(missing)
-            if leaving is not None:
-                for one in leaving:
-                    await self._unload(one, f"to make room for {entry.id}")
-            elif not await self._wait_for_return(deadline):
-                raise self._no_room(entry, missing)
+        began = time.monotonic()
+        try:
+            while (missing := self._missing(plan)) > 0:
+                if (idle := self._least_used(missing)) is not None:
+                    for one in idle:
+                        await self._unload(one, f"to make room for {entry.id}")
+                    continue
+                waited = time.monotonic() - began
+                if waited > WAIT_SECONDS or not any(map(_is_at_work, self._entries)):
+                    raise self._no_room(entry, missing)
+                if waited >= PATIENCE_SECONDS:
+                    self._close(missing, entry)
+                await self._wait_for_return(began + WAIT_SECONDS)
+        finally:
+            self._reopen()
 
     def _missing(self, plan: MemoryPlan) -> int:
         held = sum(needs(model.plan) for model in self._loaded())
@@ -159,24 +173,44 @@ class OnDemand:
         """Those to leave so that so many bytes become free; None if that is not enough, so that nobody need leave."""
         idle = [one for one in self._entries if one.served is not None and not one.pinned and not one.loans]
         leaving: list[Entry] = []
-        for one in sorted(idle, key=lambda one: one.last_used):
+        for one in sorted(idle, key=lambda one: (one.leaving is None, one.last_used)):
             if missing <= 0:
                 break
             leaving.append(one)
             missing -= needs(one.served.plan) if one.served else 0
         return leaving if missing <= 0 else None
 
-    async def _wait_for_return(self, deadline: float) -> bool:
-        """False when nobody is at work whose end would make room, or the time is over."""
-        if not any(one.served is not None and one.loans and not one.pinned for one in self._entries):
-            return False
+    async def _wait_for_return(self, deadline: float) -> None:
+        """Wait until somebody may be done, or it is time to look again."""
         self._returned.clear()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(LOOK_SECONDS, deadline - time.monotonic() + 0.001)):
                 await self._returned.wait()
-        except TimeoutError:
-            return False
-        return True
+
+    def _close(self, missing: int, waiting: Entry) -> None:
+        """Let those in the way take no more requests, the longest there first, if that makes enough room."""
+        now = time.monotonic()
+        able = [one for one in self._entries if one.served is not None and not one.pinned]
+        able = [one for one in able if not one.loans or one.leaving or now - one.since >= RESIDENCE_SECONDS]
+        leaving: list[Entry] = []
+        for one in sorted(able, key=lambda one: (bool(one.loans) and not one.leaving, one.since)):
+            if missing <= 0:
+                break
+            leaving.append(one)
+            missing -= needs(one.served.plan) if one.served else 0
+        if missing > 0:
+            return
+        for one in leaving:
+            if one.leaving is None:
+                logger.info("%s takes no more requests for now: %s waits for its room.", one.id, waiting.id)
+                one.leaving = asyncio.Event()
+
+    def _reopen(self) -> None:
+        """Those that are still there take requests again, and may stay for a while; others will be loaded again."""
+        for one in self._entries:
+            if one.leaving is not None:
+                one.leaving.set()
+                one.leaving, one.since = None, time.monotonic()
 
     def _no_room(self, entry: Entry, missing: int) -> JackfieldError:
         loaded = [one.id for one in self._entries if one.served is not None]
@@ -257,6 +291,11 @@ async def _resize(model: ServedModel, spare: int) -> None:
         return
     plan = model.plan.within(needs(model.plan) + spare)
     await model.engine.resize(plan.kv_pool, plan.prefix_cache)
+
+
+def _is_at_work(entry: Entry) -> bool:
+    """Whether its end would make room."""
+    return entry.served is not None and entry.loans > 0 and not entry.pinned
 
 
 def _is_left_alone(entry: Entry) -> bool:
