@@ -246,6 +246,8 @@ CALL = '<tool_call>\n{"name": "paint", "arguments": {}}\n</tool_call>'
 class Elsewhere:
     """A backend that says one word and then nothing."""
 
+    asked_for_more = False
+
     @hookimpl
     def register_backends(self, register: RegisterBackend) -> None:
         register("elsewhere", lambda server: self)
@@ -259,6 +261,7 @@ class Elsewhere:
 
     async def answer(self, request: RequestInfo, body: Any) -> AsyncIterator[str]:
         yield "Once"
+        self.asked_for_more = True
         await asyncio.sleep(PATIENCE)
 
 
@@ -280,10 +283,11 @@ def test_an_answer_with_a_call_ends_as_cut_off_since_clients_would_repeat_it(jac
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_somebody_else_answers_ends_too(jackfield_server: StartServer, stream: bool) -> None:
-    server = jackfield_server(("elsewhere", Elsewhere()))
+    elsewhere = Elsewhere()
+    server = jackfield_server(("elsewhere", elsewhere))
     with ThreadPoolExecutor() as clients:
         asked = clients.submit(server.chat, "Hi", stream=stream)
-        server.wait_until(lambda: server._running._app.state.drain._limits)  # it waits for the next word
+        server.wait_until(lambda: elsewhere.asked_for_more)
         drain(server).result(PATIENCE)
         reply = asked.result(PATIENCE)
     assert reply.status == (200 if stream else 503)

@@ -52,7 +52,7 @@ def render(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Re
 
     def rendered(template: str) -> str:
         monkeypatch.setattr(tokenizer._tokenizer, "chat_template", template)
-        monkeypatch.setattr(tokenizer_module, "TEMPLATE_SECONDS", 0.3)
+        monkeypatch.setattr(tokenizer_module, "TEMPLATE_SECONDS", 0.2)
         return tokenizer.render(ASKED, [], {})
 
     yield rendered
@@ -317,7 +317,7 @@ def test_others_wait_for_it_as_long_as_it_may_take(process: TemplateProcess) -> 
 
     def endless() -> None:
         with suppress(TemplateExhaustedError):
-            process.render(ENDLESS["a power"], {}, 1)
+            process.render(ENDLESS["a power"], {}, 0.5)
 
     waiting = threading.Thread(target=endless)
     waiting.start()

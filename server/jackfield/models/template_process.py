@@ -172,7 +172,7 @@ def _start(connection: socket.socket) -> subprocess.Popen[bytes]:
         stdin=connection.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**environment, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
         cwd="/",
         start_new_session=True,
     )
