@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -289,7 +290,7 @@ def serving(
     says.
     """
     whole = configuration.load({**server_settings, "plugins": settings}, environment={})
-    recorder, tokenizer = Recorder(), Tokenizer(tokenizer_folder)
+    recorder, tokenizer = Recorder(), _tokenizer(tokenizer_folder)
     hooks = given([*map(_named, plugins), (NAME, recorder)], whole)
     with closing(ScriptedEngine(lambda request: _saying(tokenizer, UNASKED))) as engine:
         context_length = whole.context_length or CONTEXT_LENGTH
@@ -303,6 +304,12 @@ def serving(
             yield server
     if not may_fail:
         server.refuse_failures()
+
+
+@cache
+def _tokenizer(folder: Path) -> Tokenizer:
+    """One for all servers of a run: it takes longer to make than a server."""
+    return Tokenizer(folder)
 
 
 def _named(plugin: str | tuple[str, object]) -> tuple[str, object]:
