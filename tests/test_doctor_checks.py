@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from jackfield.doctor.model import model_checks
 from jackfield.doctor.visit import Json, Streamed, Visit
 from jackfield.hooks.discovery import given
 from jackfield.models.device import Device
+from jackfield.security.key import Key, digest
+from jackfield.security.key_file import change
 from serving import Server
 
 
@@ -320,6 +323,67 @@ def test_a_plugin_that_does_not_work() -> None:
     assert said == {("failure", "broken: it has no settings"), ("ok", "fine.")}
 
 
+@pytest.fixture
+def keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("JACKFIELD_API_KEY", "JACKFIELD_API_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "keys.json"
+
+
+def said_of_keys(**settings: Any) -> list[Finding]:
+    found = configuration.read({"port": 0, **settings}, environment={})
+    return [one for one in setup.setup_checks(found, given((), found.settings)) if one.check == "keys"]
+
+
+def key(name: str, **fields: Any) -> Key:
+    return Key.model_validate({"name": name, "sha256": digest(name), **fields})
+
+
+OVER = {"expires": datetime(2020, 1, 1, tzinfo=UTC)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode", "verdicts", "told"),
+    [
+        (None, None, ["ok"], "only this machine reaches"),
+        ([key("ada")], 0o600, ["ok"], "Requests need one; 1 are known"),
+        ([key("ada")], 0o640, ["warning", "ok"], "Others may read"),
+        ([key("ada")], 0o644, ["failure"], "can be read or changed by others"),
+        ([key("ada"), key("bob", **OVER)], 0o600, ["warning", "ok"], "Expired: bob."),
+        ([key("bob", **OVER)], 0o600, ["failure", "ok"], "so nobody is let in"),
+        ([], 0o600, ["warning", "ok"], "has no keys"),
+        ("{", 0o600, ["failure"], "is damaged"),
+        ([key("ada"), key("ada")], 0o600, ["failure"], "two keys called 'ada'"),
+    ],
+    ids=["none", "one", "group", "all", "expired", "all expired", "empty", "damaged", "twice"],
+)
+def test_keys(keys_file: Path, keys: Any, mode: int | None, verdicts: list[str], told: str) -> None:
+    if isinstance(keys, str):
+        keys_file.write_text(keys)
+    elif keys is not None:
+        change(keys_file, lambda _: keys)
+    if mode is not None:
+        keys_file.chmod(mode)
+    found = said_of_keys(keys_file=keys_file)
+    assert [one.verdict for one in found] == verdicts
+    assert told in found[0].told
+    assert all(one.advice for one in found if one.verdict != "ok")
+
+
+def test_an_address_that_others_reach_wants_keys(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside: dict[str, Any] = {"keys_file": keys_file, "host": "0.0.0.0"}
+    (finding,) = said_of_keys(**outside)
+    assert (finding.verdict, "Everybody who reaches" in finding.told) == ("failure", True)
+    (finding,) = said_of_keys(**outside, open_to_network=True)
+    assert finding.verdict == "warning"
+    monkeypatch.setenv("JACKFIELD_API_KEY", "x" * 20)
+    (finding,) = said_of_keys(**outside)
+    assert finding.verdict == "ok"
+    monkeypatch.setenv("JACKFIELD_API_KEY", "short")
+    (finding,) = said_of_keys(**outside)
+    assert (finding.verdict, "too short" in finding.told) == ("failure", True)
+
+
 def test_what_a_check_raises_is_a_finding() -> None:
     def look() -> Iterator[Finding]:
         yield ok("one", "All is well.")
@@ -333,7 +397,9 @@ def test_what_a_check_raises_is_a_finding() -> None:
 def test_doctor_of_a_folder_has_all_checks(tiny_model: Path) -> None:
     found = doctor(str(tiny_model))
     assert found["fits"] is True
-    assert {"device", "versions", "disk", "configuration", "plugins", "tokenizer"} <= verdicts(found["checks"]).keys()
+    assert {"device", "versions", "disk", "configuration", "plugins", "keys", "tokenizer"} <= verdicts(
+        found["checks"]
+    ).keys()
 
 
 def test_another_machine_is_not_looked_at(tiny_model: Path) -> None:

@@ -1,18 +1,20 @@
-"""What has been set up here: the configuration, plugins and the port."""
+"""What has been set up here: the configuration, plugins, keys and the port."""
 
 import errno
 import socket
 from collections.abc import Iterator
 
-from jackfield.doctor.finding import Finding, failure, ok, warning
+from jackfield.doctor.finding import Finding, careful, failure, ok, warning
+from jackfield.doctor.keys import key_checks
 from jackfield.hooks.calls import Hooks
 from jackfield.settings import Configuration, Settings
 
 
 def setup_checks(configuration: Configuration, hooks: Hooks) -> Iterator[Finding]:
-    """The configuration, plugins and the port."""
+    """The configuration, plugins, keys and the port."""
     yield _configuration(configuration)
     yield from _plugins(hooks)
+    yield from careful("keys", lambda: key_checks(configuration.settings, hooks))
     yield _port(configuration.settings)
 
 
