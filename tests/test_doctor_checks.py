@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from jackfield import settings as configuration
-from jackfield.doctor import machine, real, server, setup
+from jackfield.api import sse
+from jackfield.doctor import fallback, machine, real, server, setup
 from jackfield.doctor.finding import Finding, careful, failed, ok
 from jackfield.doctor.model import model_checks
 from jackfield.doctor.visit import Json, Streamed, Visit
+from jackfield.errors import JackfieldError
 from jackfield.hooks.discovery import given
 from jackfield.models.device import Device
 from jackfield.security.key import Key, digest
@@ -68,8 +70,9 @@ def test_at_length(tiny_server: Server) -> None:
     found = doctor("--real", tiny_server.url)
     said = verdicts(found["checks"])
     assert "failure" not in said.values(), found["checks"]
-    assert {"loading", "memory", "recovery", "embeddings", "fill in the middle", "prompt: code"} <= said.keys()
-    assert said["memory"] == "ok"
+    assert {"loading", "memory", "embeddings", "fill in the middle", "prompt: code"} <= said.keys()
+    wanted = ("memory", "recovery", "fallback", "circuit breaker", "broken streams")
+    assert [said[name] for name in wanted] == ["ok"] * len(wanted)
 
 
 def test_where_nobody_listens() -> None:
@@ -225,6 +228,54 @@ def test_memory_that_is_kept(visit: Visit) -> None:
     ill = Keeps(visit)
     assert [one.verdict for one in real._memory(ill)] == ["ok", "failure"]
     ill.close()
+
+
+class TakesEmptyConversations(Faulty):
+    def post(self, path: str, body: Json | bytes) -> Any:
+        asked = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 1, "max_tokens": 1}
+        return super().post(path, {**body, **asked} if isinstance(body, dict) and not body.get("messages", 1) else body)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "verdict"), [(TakesEmptyConversations, "failure"), (AnswersBy, "failure"), (NeverStops, "warning")]
+)
+def test_a_server_that_does_not_recover(
+    visit: Visit, faulty: Callable[[Visit], Visit], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SECONDS_TO_STOP", 0.3)
+    monkeypatch.setattr(real, "TIMES", 2)
+    ill = faulty(visit)
+    (finding,) = real._recovery(ill)
+    ill.close()
+    assert (finding.check, finding.verdict) == ("recovery", verdict)
+
+
+def test_fallback_that_does_not_work(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's own server runs in this process, so that it can be broken."""
+    monkeypatch.setattr("jackfield.api.routing._is_worth_another_try", lambda error: False)
+    (finding,) = careful("fallback", lambda: fallback.fallback_checks(visit))
+    assert (finding.verdict, "500" in finding.told or "502" in finding.told) == ("failure", True), finding.told
+    monkeypatch.undo()
+    monkeypatch.setattr("jackfield.backends.breaker.Breaker.ended", lambda self, attempt, *, well: None)
+    monkeypatch.setattr("jackfield.api.sse.deltas", told_nothing(sse.deltas))
+    found = {one.check: one.verdict for one in careful("fallback", lambda: fallback.fallback_checks(visit))}
+    assert found == {"fallback": "ok", "circuit breaker": "failure", "broken streams": "failure"}
+
+
+def told_nothing(deltas: Callable[..., Any]) -> Callable[..., Any]:
+    async def without_errors(answer: Any) -> AsyncIterator[Any]:
+        async for part in deltas(answer):
+            if not isinstance(part, JackfieldError):
+                yield part
+
+    return without_errors
+
+
+def test_a_server_that_refuses_to_be_an_upstream(visit: Visit) -> None:
+    ill = Visit(visit.url, model="gpt-5")
+    (finding,) = careful("fallback", lambda: fallback.fallback_checks(ill))
+    ill.close()
+    assert (finding.verdict, "gpt-5" in finding.told) == ("failure", True)
 
 
 # --- A model ---------------------------------------------------------------------------------------------------------

@@ -122,6 +122,9 @@ def _checks(found: Configuration, folder: Path | None) -> "Iterable[Finding]":
 
 
 def _visit(url: str, model: str | None, *, real: bool, as_json: bool) -> None:
+    # In this order, and before anything else imports MLX.
+    load_blas()
+    import_mlx_lm()
     from jackfield.doctor.finding import failed  # noqa: PLC0415 - see above
     from jackfield.doctor.real import real_checks  # noqa: PLC0415
     from jackfield.doctor.server import server_checks  # noqa: PLC0415

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Iterator
 
+from jackfield.doctor.fallback import fallback_checks
 from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
-from jackfield.doctor.server import STORY, server_checks
+from jackfield.doctor.server import STORY, idle, server_checks
 from jackfield.doctor.visit import Visit
 
 PROMPTS = {
@@ -16,6 +17,9 @@ PROMPTS = {
 }
 RELEASED_SHARE = 0.8
 """So much of the weights has to be free after the model has been unloaded."""
+
+TIMES = 50
+"""So many requests that are wrong, and as many that are hung up on."""
 
 
 def real_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Finding]:
@@ -81,24 +85,27 @@ def _memory(visit: Visit) -> Iterator[Finding]:
 
 
 def _recovery(visit: Visit) -> Iterator[Finding]:
-    """A hundred requests that are wrong or hung up on, and one that has to be answered."""
-    for number in range(50):
-        visit.post("/v1/chat/completions", {"model": visit.model, "messages": [], "temperature": number})
+    """Many requests that are wrong or hung up on, and one that has to be answered as before them."""
+    before = visit.completion(STORY, max_tokens=8)["choices"][0]["text"]
+    for number in range(TIMES):
+        wrong = {"model": visit.model, "messages": [], "temperature": number}
+        if (status := visit.post("/v1/chat/completions", wrong).status_code) != 400:
+            yield failure("recovery", f"To a request without messages it answered {status} instead of 400.")
+            return
         with visit.stream(STORY, max_tokens=500, ignore_eos=True) as chunks:
             next(chunks)
     started = time.perf_counter()
-    visit.completion("Hi", max_tokens=4)
+    after = visit.completion(STORY, max_tokens=8)["choices"][0]["text"]
     seconds = time.perf_counter() - started
-    yield ok("recovery", f"After 100 requests that were wrong or hung up on, the next took {seconds:.2f} s.")
-
-
-def _fallback(visit: Visit) -> Iterator[Finding]:
-    answer = visit.chat("Hi", max_tokens=4, jackfield=True)
-    backend = (answer.get("jackfield") or {}).get("backend")
-    if backend is None:
-        yield skipped("fallback", "The server does not tell who answered.")
+    told = f"After {2 * TIMES} requests that were wrong or hung up on, the next took {seconds:.2f} s"
+    if after != before:
+        yield failure("recovery", f"{told}, and was answered differently: {after!r}.", "Look at the server's log.")
+    elif not idle(visit):
+        yield warning(
+            "recovery", f"{told}, but requests still run; they may be somebody else's.", "Look at GET /metrics."
+        )
     else:
-        yield ok("fallback", f"{backend} answered; a fallback would be told in the answer's jackfield object.")
+        yield ok("recovery", f"{told}; all slots are free again.", seconds=seconds)
 
 
 CHECKS = (
@@ -106,5 +113,5 @@ CHECKS = (
     ("capabilities", _capabilities),
     ("memory", _memory),
     ("recovery", _recovery),
-    ("fallback", _fallback),
+    ("fallback", fallback_checks),
 )

@@ -168,13 +168,20 @@ def _hang_up(visit: Visit) -> Iterator[Finding]:
         return
     with visit.stream(STORY, max_tokens=2000, ignore_eos=True) as chunks:
         next(chunks)
-    deadline = time.monotonic() + SECONDS_TO_STOP
-    while visit.series("jackfield_num_requests_running") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if visit.series("jackfield_num_requests_running"):
-        yield warning("hanging up", "Requests still run; they may be somebody else's.", "Look at GET /metrics.")
-    else:
+    if idle(visit):
         yield ok("hanging up", "A client that hangs up stops its work.")
+    else:
+        yield warning("hanging up", "Requests still run; they may be somebody else's.", "Look at GET /metrics.")
+
+
+def idle(visit: Visit) -> bool:
+    """Whether nothing runs any more, before long; also where that cannot be known."""
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while visit.series("jackfield_num_requests_running"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _errors(visit: Visit) -> Iterator[Finding]:

@@ -51,6 +51,7 @@ class Visit:
 
     def __init__(self, url: str, key: str | None = None, model: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
+        self.key = key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # Not through a proxy: the server is to be seen as it is.
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
