@@ -65,14 +65,15 @@ def write(
     *,
     metadata: dict[str, Any] | None = None,
     tokenizer: bool = True,
+    split: int = 0,
 ) -> Path:
     """A GGUF file of the network that ``config`` and ``weights`` describe in Hugging Face's terms.
 
-    ``metadata`` adds or replaces keys; None removes one.
+    ``metadata`` adds or replaces keys; None removes one. With ``split`` tensors in each, it is the first of several.
     """
     values = network(config) | (byte_level() if tokenizer else {}) | (metadata or {})
     architecture = config["model_type"]
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     for key, value in values.items():
         _add(writer, key, value)
     for name, weight in weights.items():
@@ -83,7 +84,7 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-*-of-*.gguf")) if split else path
 
 
 def _row_order(config: dict[str, Any], name: str, weight: np.ndarray) -> np.ndarray:

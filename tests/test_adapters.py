@@ -179,7 +179,7 @@ def server(tiny_model: Path, experts: Path, folder: Path) -> Iterator[Server]:
         lines += [f"[models.{base}]", f'source = "{source}"', f"[models.{base}.adapters]"]
         lines += [f'{name} = "{"acme/law" if name == "law" else folder / name}"' for name in (*names, *also)]
     file.write_text("\n".join(lines))
-    files = {path.name: path.read_bytes() for path in (folder / "law").iterdir()}
+    files = {path.name: path.read_bytes() for path in (folder / "law").iterdir()} | {"README.md": b"Law."}
     with hub_server.serve(hub_server.FakeHub({"acme/law": files})) as hub:
         places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_CACHE": str(folder / "hf" / "hub")}
         with serve("tiny", "--config", str(file), "--alias", "gpt-4o=poems", **places) as server:

@@ -14,7 +14,7 @@ import pytest
 
 from hub_server import COMMIT, FakeHub, serve, use
 from jackfield.errors import ModelLoadError
-from jackfield.models.hub import Hub
+from jackfield.models.hub import Hub, cached
 from jackfield.models.progress import SILENT
 from jackfield.models.sources import resolve
 
@@ -68,6 +68,9 @@ def test_a_second_run_downloads_nothing(hub: FakeHub) -> None:
     del hub.downloads[:]
     assert fetch() == first
     assert hub.downloads == []
+    assert cached(NAME) == first, "whatever else the repository holds"
+    (first / "model.safetensors").unlink()
+    assert cached(NAME) is None
 
 
 def test_a_branch_or_commit_can_be_named(hub: FakeHub) -> None:
@@ -109,6 +112,16 @@ def test_a_repository_without_a_model(hub: FakeHub) -> None:
     with pytest.raises(ModelLoadError, match=r"no config\.json") as caught:
         fetch("acme/tiny-GGUF")
     assert any(".gguf" in suggestion for suggestion in caught.value.suggestions)
+    hub.repositories["acme/other-GGUF"] = {
+        "config.json": FILES["config.json"],
+        "tiny-Q8_0.gguf": b"",
+        "tiny-q4_k_m.gguf": b"",
+    }
+    with pytest.raises(ModelLoadError, match="of which one has to be named") as caught:
+        fetch("acme/other-GGUF")
+    assert "acme/other-GGUF:Q4_K_M" in caught.value.suggestions[0]
+    assert "Q4_K_M, Q8_0" in caught.value.suggestions[1]
+    hub.downloads.remove("config.json@0")
     assert hub.downloads == []
 
 

@@ -21,6 +21,7 @@ from huggingface_hub import (
     scan_cache_dir,
     snapshot_download,
 )
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils.tqdm import tqdm
@@ -129,6 +130,15 @@ def test_blobs_that_are_there_are_not_downloaded(hub: FakeHub, tmp_path: Path) -
     folder = Path(snapshot_download(NAME))
     assert hub.downloads == [], "blobs/ETAG is where the client looks before it downloads"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES.keys()
+
+
+def test_a_cached_snapshot_is_whole_where_nothing_more_is_wanted(hub: FakeHub) -> None:
+    folder = snapshot_download(NAME, allow_patterns=["config.json"])
+    for wanted in ([], ["config.json"]):
+        found = snapshot_download(NAME, allow_patterns=wanted, local_files_only=True)
+        assert found == folder, "files that no pattern means may be missing (hub_client.cached_snapshot)"
+    with pytest.raises(LocalEntryNotFoundError):
+        snapshot_download(NAME, allow_patterns=["*.gguf"], local_files_only=True)
 
 
 def test_the_token_is_sent_as_a_bearer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,11 +186,11 @@ def test_what_is_here_and_what_becomes_of_it(hub: FakeHub, cache: Path) -> None:
     assert list(found) == [NAME, f"acme/other@{COMMIT}"], "those that can be served first"
     tiny = found[NAME]
     assert (tiny["kind"], tiny["weights_type"], tiny["context_length"], tiny["fits"]) == ("hub", "float32", 4096, True)
-    assert "no config.json" in found[f"acme/other@{COMMIT}"]["obstacle"]
+    assert f"such as acme/other@{COMMIT}:model.gguf" in found[f"acme/other@{COMMIT}"]["obstacle"]
     assert facts("list")["prefix_cache_bytes"] == 5000
     text = models("list").stdout
     assert "yes" in text
-    assert f"acme/other@{COMMIT} cannot be served. It is not a model folder: it has no config.json." in text
+    assert f"acme/other@{COMMIT} cannot be served. It holds GGUF files, which are served by names of their own" in text
     assert "prefix cache 5.0 kB" in text
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from jackfield.cli.diagnosis import COLUMN, Diagnosis, diagnose
 from jackfield.errors import ModelLoadError
 from jackfield.models import hub, starter
+from jackfield.models.hub_gguf import HubGGUF
 from jackfield.models.profile import read_profile
 from jackfield.models.sizes import gigabytes
 from jackfield.settings import Settings
@@ -75,7 +76,8 @@ def read_card(settings: Settings) -> Card:
     folder, name = diagnosis.model.folder, settings.model
     on_hub = hub.Hub().matches(name) and not Path(name).expanduser().exists()
     files = _files(folder) if folder else hub.files(name) if on_hub else None
-    licence = (folder and _licence(folder)) or (hub.licence(name) if on_hub else None)
+    repository = name.partition(":")[0] if HubGGUF().matches(name) else name if on_hub else None
+    licence = (folder and _licence(folder)) or (hub.licence(repository) if repository else None)
     licence = "apache-2.0" if name == starter.NAME else licence
     return Card(diagnosis, files, licence, _capabilities(folder, name))
 

@@ -1,6 +1,7 @@
 """``jackfield models``: what is on this machine, what could be, and what becomes of it."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -195,7 +196,7 @@ def _check_space(name: str, settings: Settings) -> None:
         model = describe_model(name, cache=settings.cache_dir)
     except ModelLoadError:
         return
-    needed = (model.disk_bytes or 0) - unfinished_bytes(name.partition("@")[0])
+    needed = (model.disk_bytes or 0) - unfinished_bytes(re.split("[@:]", name)[0])
     folder = model.disk.resolve()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if not model.downloaded and free < needed:

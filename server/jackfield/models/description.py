@@ -3,7 +3,7 @@
 Nothing here downloads weights or converts files. Without a network, well-known models are found in the catalogue.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from jackfield.errors import ModelLoadError
 from jackfield.models import catalogue, convert, starter
 from jackfield.models.folder import Folder, read_config
-from jackfield.models.gguf import GGUF
-from jackfield.models.gguf_source import GGUFFile
+from jackfield.models.gguf import GGUF, parts
+from jackfield.models.gguf_source import GGUFFile, place_of
 from jackfield.models.hub import Hub, cached, look_up
+from jackfield.models.hub_client import unreachable
+from jackfield.models.hub_gguf import HubGGUF, converted, downloaded, preview
 from jackfield.models.sources import resolve
 from jackfield.models.starter import Starter
 
@@ -51,6 +53,8 @@ def describe_model(name: str, *, cache: Path) -> Description:
     """
     if Starter().matches(name):
         return _starter(name, cache)
+    if HubGGUF().matches(name):
+        return _hub_gguf(name, cache)
     if GGUFFile().matches(name):
         return _gguf(name, cache)
     if Folder().matches(name) or not Hub().matches(name):
@@ -65,6 +69,8 @@ def local_folder(name: str, *, cache: Path) -> Path | None:
     Raises:
         ModelLoadError: there is no such model on this machine, where it would have to be.
     """
+    if HubGGUF().matches(name):
+        return converted(name, cache)
     if Hub().matches(name) and not Folder().matches(name):
         return cached(name)
     return describe_model(name, cache=cache).folder
@@ -81,18 +87,37 @@ def _starter(name: str, cache: Path) -> Description:
 
 def _gguf(name: str, cache: Path) -> Description:
     """From the header alone: converting a large file takes minutes."""
-    path = Path(name).expanduser().resolve()
+    path = place_of(name)
     if not path.is_file():
         resolve(name, cache=cache)  # which says what is wrong with it
+    return _to_convert(name, path, cache)
+
+
+def _to_convert(name: str, path: Path, cache: Path) -> Description:
     with GGUF(path) as file:
         config = _gguf_config(file)
+    size = sum(part.stat().st_size for part in parts(path))
     return Description(
-        name,
-        config,
-        "the header of the GGUF file",
-        disk_bytes=path.stat().st_size,
-        disk=cache,
-        fetching="to be converted",
+        name, config, "the header of the GGUF file", disk_bytes=size, disk=cache, fetching="to be converted"
+    )
+
+
+def _hub_gguf(name: str, cache: Path) -> Description:
+    """From what was made of it, from the download, or from the header alone, which is asked of the Hub."""
+    if (folder := converted(name, cache)) is not None:
+        return Description(name, read_config(folder), "config.json in its folder", folder)
+    if (path := downloaded(name)) is not None:
+        return _to_convert(name, path, cache)
+    with preview(name) as found:
+        if found is None:
+            raise unreachable(name)
+        described = _to_convert(name, found.path, cache)
+    return replace(
+        described,
+        origin="the header of the GGUF file on the Hugging Face Hub",
+        disk_bytes=found.missing_bytes + found.nbytes,
+        disk=Path(HF_HUB_CACHE),
+        fetching="to be downloaded and converted",
     )
 
 

@@ -84,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a model folder: it has no config.json.",
             suggestions=(
                 "Name the folder or repository that holds config.json and model*.safetensors.",
-                "Of what holds only .gguf files, download one and name that file.",
+                "Of what holds only .gguf files, name one: FOLDER/FILE.gguf, or ORG/NAME:FILE.gguf on the Hub.",
             ),
         ) from None
     except (OSError, ValueError) as error:

@@ -1,13 +1,14 @@
 """Read GGUF files: header, metadata and tensors, with every length checked against the file.
 
 The format is specified in ggml's ``docs/gguf.md``. MLX can read these files too, but trusts them, so that a damaged
-one ends the process.
+one ends the process. What llama.cpp's ``gguf-split`` has split is read as one: the first part has the metadata.
 """
 
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jackfield.errors import ModelLoadError
+from jackfield.models.gguf_names import parts_of
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -78,6 +80,8 @@ class Tensor:
     """Rows first, as in NumPy; GGUF writes the fastest dimension first."""
     offset: int
     """Bytes from the start of the file."""
+    part: int = 0
+    """Which one of the model's files."""
 
     @property
     def row_bytes(self) -> int:
@@ -96,22 +100,39 @@ class Tensor:
 
 
 class GGUF:
-    """An open GGUF file: ``metadata``, ``tensors`` by name, and their raw rows. A context manager.
+    """An open GGUF file, with its other parts if it was split: ``metadata``, ``tensors`` by name, and their raw rows. A
+    context manager.
 
     Raises:
-        GGUFError: the file is damaged, or of a version or tensor type that is not supported.
+        GGUFError: the file is damaged, or of a version or tensor type that is not supported, or a part is missing.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("rb")
-        try:
-            header = _Header(path, self._file)
-            self.metadata = header.metadata
-            self.tensors = header.tensors
-        except BaseException:
-            self._file.close()
-            raise
+        paths = parts(path)
+        self.path = paths[0]
+        with ExitStack() as opened:
+            self._files = [opened.enter_context(one.open("rb")) for one in paths]
+            headers = [_Header(one, file) for one, file in zip(paths, self._files, strict=True)]
+            self.metadata = headers[0].metadata
+            self.tensors = {
+                name: replace(tensor, part=index)
+                for index, header in enumerate(headers)
+                for name, tensor in header.tensors.items()
+            }
+            self._check_parts(headers)
+            self._opened = opened.pop_all()
+
+    def _check_parts(self, headers: "list[_Header]") -> None:
+        """See that these files are one model."""
+        count = self.metadata.integer("split.count", 1)
+        if max(count, 1) != len(headers):
+            raise GGUFError(
+                f"{self.path.name} is one of {count} parts of a model.",
+                suggestions=("Put all parts into one folder, with names such as model-00001-of-00003.gguf.",),
+            )
+        total = sum(len(header.tensors) for header in headers)
+        if len(self.tensors) != total or self.metadata.integer("split.tensors.count", total) != total:
+            raise damaged(self.path, "its parts do not belong together")
 
     def __enter__(self) -> Self:
         return self
@@ -119,16 +140,32 @@ class GGUF:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._opened.close()
 
     def rows(self, tensor: Tensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """The bytes of some rows: shape (stop - start, tensor.row_bytes)."""
         # Read, not mapped: a file that shrinks meanwhile must not end the process with a bus error.
-        self._file.seek(tensor.offset + start * tensor.row_bytes)
-        data = self._file.read((stop - start) * tensor.row_bytes)
+        file = self._files[tensor.part]
+        file.seek(tensor.offset + start * tensor.row_bytes)
+        data = file.read((stop - start) * tensor.row_bytes)
         if len(data) != (stop - start) * tensor.row_bytes:
             raise damaged(self.path, f"tensor {tensor.name!r} is cut off")
         return np.frombuffer(data, np.uint8).reshape(stop - start, tensor.row_bytes)
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of the model in ``path``.
+
+    Raises:
+        GGUFError: one of them is not there.
+    """
+    paths = [path.with_name(name) for name in parts_of(path.name)]
+    if path.exists() and (missing := [one.name for one in paths if not one.exists()]):
+        raise GGUFError(
+            f"The model in {path} is incomplete: {len(missing)} parts are missing, for example {missing[0]}.",
+            suggestions=("Put all parts into one folder.",),
+        )
+    return paths
 
 
 class _Header:

@@ -11,6 +11,7 @@ from jackfield.errors import ModelLoadError
 from jackfield.models import hub_client
 from jackfield.models.adapter_folder import CONFIG, is_adapter
 from jackfield.models.folder import check_folder, read_config
+from jackfield.models.gguf_names import quantizations
 from jackfield.models.hub_client import cached_snapshot, explained, fetch_files, listed, snapshot
 from jackfield.models.progress import Progress
 
@@ -44,7 +45,11 @@ class Hub:
             folder = fetch_files(repository, revision, WANTED, progress, UNWANTED, title=f"Downloading {name}")
             if (folder / "modules.json").exists():
                 snapshot(repository, revision, (POOLING,))
-        check_folder(folder)
+        try:
+            check_folder(folder)
+        except ModelLoadError:
+            _refuse_gguf(name)
+            raise
         return folder
 
 
@@ -61,8 +66,27 @@ def _look_at(name: str) -> Path:
             f"{name} is an adapter, and no model.",
             suggestions=(f"Serve it with its model: jackfield serve --model MODEL --adapter NAME={name}",),
         )
+    if not (folder / "config.json").exists():
+        _refuse_gguf(name)
     check_folder(folder, weights=False)
     return folder
+
+
+def _refuse_gguf(name: str) -> None:
+    """Tell how to name the GGUF files of a repository that has no other weights.
+
+    Raises:
+        ModelLoadError: it is one.
+    """
+    repository, _, revision = name.partition("@")
+    names = hub_client.names(repository, revision) or ()
+    found = quantizations(names)
+    if found and not any(name.endswith(".safetensors") for name in names):
+        best = next((tag for tag in ("Q4_K_M", "Q8_0") if tag in found), found[0])
+        raise ModelLoadError(
+            f"{name} holds GGUF files, of which one has to be named.",
+            suggestions=(f"Take this one: {name}:{best}", f"There are: {', '.join(found)}."),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +122,7 @@ def look_up(name: str) -> Listing | None:
 def cached(name: str) -> Path | None:
     """The folder of ``org/name[@revision]``, if all of its files are here."""
     repository, _, revision = name.partition("@")
-    folder = cached_snapshot(repository, revision)
+    folder = cached_snapshot(repository, revision, WANTED, UNWANTED)
     try:
         if folder is not None:
             check_folder(folder)

@@ -36,7 +36,7 @@ def local_adapter(name: str) -> Path | None:
     if not _is_on_hub(name):
         return Path(name).expanduser()
     repository, _, revision = name.partition("@")
-    folder = cached_snapshot(repository, revision)
+    folder = cached_snapshot(repository, revision, WANTED)
     return folder if folder and is_whole(folder) else None
 
 

@@ -9,7 +9,15 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DryRunFileInfo, HfApi, snapshot_download
+import httpx2
+from huggingface_hub import (
+    DryRunFileInfo,
+    HfApi,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -18,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import tqdm
 
 from jackfield.errors import ModelLoadError
@@ -26,6 +35,9 @@ from jackfield.models.progress import Progress, Task
 from jackfield.models.store import disk_error
 
 logger = logging.getLogger(__name__)
+
+UNANSWERED = (HfHubHTTPError, httpx2.TransportError, OSError)
+"""What its client raises when the Hub cannot be asked, or says nothing."""
 
 Patterns = Sequence[str]
 """Of files' names, as for `fnmatch`."""
@@ -55,12 +67,19 @@ def snapshot(
     )
 
 
-def cached_snapshot(repository: str, revision: str) -> Path | None:
-    """The snapshot's folder, if any of its files are here; nobody is asked."""
+def cached_snapshot(repository: str, revision: str, wanted: Patterns = (), unwanted: Patterns = ()) -> Path | None:
+    """The snapshot's folder, if all of these files are here, as far as it is known which there are; asks nobody."""
     try:
-        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+        folder = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=list(wanted),
+            ignore_patterns=list(unwanted),
+            local_files_only=True,
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+    return Path(folder)
 
 
 def listed(repository: str, revision: str, wanted: Patterns, unwanted: Patterns = ()) -> list[DryRunFileInfo] | None:
@@ -74,7 +93,7 @@ def listed(repository: str, revision: str, wanted: Patterns, unwanted: Patterns 
             tqdm_class=_bars(None),
             dry_run=True,
         )
-    except (HfHubHTTPError, OSError):
+    except UNANSWERED:
         logger.debug("the Hub does not tell the files of %s", repository, exc_info=True)
         return None
 
@@ -85,17 +104,37 @@ def names(repository: str, revision: str) -> list[str] | None:
         siblings = HfApi().model_info(repository, revision=revision or None).siblings or []
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except (HfHubHTTPError, OSError):
+    except UNANSWERED:
         logger.debug("the Hub does not tell the files of %s", repository, exc_info=True)
         return None
     return [one.rfilename for one in siblings]
+
+
+def etags(repository: str, revision: str, files: Sequence[str]) -> list[str]:
+    """What stands for the contents of each of these files."""
+    urls = (hf_hub_url(repository, file, revision=revision or None) for file in files)
+    return [get_hf_file_metadata(url, headers=build_hf_headers()).etag or url for url in urls]
+
+
+def beginning(repository: str, revision: str, file: str, count: int) -> bytes:
+    """The first bytes of a file, so many at most."""
+    url = hf_hub_url(repository, file, revision=revision or None)
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}"}
+    read = b""
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+        response.raise_for_status()
+        for chunk in response.iter_bytes():
+            read += chunk
+            if len(read) >= count:
+                break
+    return read[:count]
 
 
 def licence(repository: str, revision: str) -> str | None:
     """What the Hub says of a model's licence; None if it says nothing, or cannot be asked."""
     try:
         tags = HfApi().model_info(repository, revision=revision or None).tags or []
-    except (HfHubHTTPError, OSError, ValueError):
+    except (*UNANSWERED, ValueError):
         logger.debug("the Hub does not tell the licence of %s", repository, exc_info=True)
         return None
     return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
@@ -176,7 +215,8 @@ def _no_repository(repository: str, revision: str, error: Exception) -> ModelLoa
     )
 
 
-def _offline(repository: str, revision: str, error: Exception) -> ModelLoadError:
+def unreachable(repository: str, revision: str = "", error: Exception | None = None) -> ModelLoadError:
+    """The error for what is not here, while the Hub does not answer."""
     return ModelLoadError(
         f"The Hugging Face Hub cannot be reached, and {repository} is not (or not wholly) in the cache.",
         suggestions=(
@@ -203,7 +243,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[str, str, Exception], Model
     (GatedRepoError, _gated),
     (RevisionNotFoundError, _no_revision),
     (RepositoryNotFoundError, _no_repository),
-    (LocalEntryNotFoundError, _offline),
+    (LocalEntryNotFoundError, unreachable),
     (HFValidationError, _bad_name),
 )
 """By kind of error, sub-classes first."""

@@ -16,6 +16,8 @@ from jackfield.errors import ModelLoadError
 from jackfield.models import convert, starter
 from jackfield.models.adapter_folder import MLX, PEFT, base_model, is_adapter, is_whole
 from jackfield.models.folder import check_folder
+from jackfield.models.gguf_source import place_of
+from jackfield.models.hub_gguf import means
 from jackfield.models.quantized import read_origin, recipe
 
 Kind = Literal["hub", "starter", "gguf", "quantized", "adapter"]
@@ -40,13 +42,17 @@ class Stored:
     """Why it cannot be served."""
     base_model: str | None = None
     """Of an adapter: what it was made for, as far as it says."""
+    file: str = ""
+    """Of what was made from a GGUF file on the Hub: that file's name, written out."""
 
     def called(self, name: str) -> bool:
         """Whether ``name`` means it: ``org/name`` is all revisions, ``org/name@commit`` one."""
         repository, _, revision = name.partition("@")
         if self.revision and repository == self.name.partition("@")[0]:
             return self.name == name or not revision or self.revision.startswith(revision)
-        return name == self.name or (self.kind == "gguf" and str(Path(name).expanduser().resolve()) == self.name)
+        if self.file and means(name, self.file):
+            return True
+        return name == self.name or (self.kind == "gguf" and str(place_of(name)) == self.name)
 
 
 def inventory(cache: Path) -> list[Stored]:
@@ -57,7 +63,7 @@ def inventory(cache: Path) -> list[Stored]:
 def _looked_at(one: Stored) -> Stored:
     if one.kind == "adapter":
         return replace(one, obstacle=one.obstacle or _adapter_obstacle(one.folder), base_model=_base_model(one.folder))
-    return replace(one, obstacle=one.obstacle or _obstacle(one.folder))
+    return replace(one, obstacle=one.obstacle or _gguf_obstacle(one) or _obstacle(one.folder))
 
 
 def remove(models: Iterable[Stored]) -> int:
@@ -136,16 +142,18 @@ def _own(folder: Path) -> Iterator[Stored]:
             continue
         kind: Kind = match["kind"]  # type: ignore[assignment]
         used = max((file.stat().st_atime for file in path.iterdir()), default=0.0)
-        yield Stored(_own_name(path, kind), kind, path, size_of(path), used, obstacle=_outdated(path, kind))
+        name, file = _own_name(path, kind)
+        yield Stored(name, kind, path, size_of(path), used, obstacle=_outdated(path, kind), file=file)
 
 
-def _own_name(path: Path, kind: Kind) -> str:
+def _own_name(path: Path, kind: Kind) -> tuple[str, str]:
+    """Its name, and the file it was made from if the name does not say it."""
     if kind == "starter" and not _outdated(path, kind):
-        return starter.NAME
+        return starter.NAME, ""
     try:
-        return read_origin(path) or path.name
+        return read_origin(path) or (path.name, "")
     except ModelLoadError:
-        return path.name
+        return path.name, ""
 
 
 def _outdated(path: Path, kind: Kind) -> str | None:
@@ -161,6 +169,14 @@ def _obstacle(folder: Path) -> str | None:
     except ModelLoadError as error:
         return error.message.replace(f"The model in {folder}", "It").replace(str(folder), "It")
     return None
+
+
+def _gguf_obstacle(one: Stored) -> str | None:
+    """What to do with a download of GGUF files."""
+    file = min((str(path.relative_to(one.folder)) for path in one.folder.rglob("*.gguf")), default=None)
+    if file is None or any(one.folder.glob("model*.safetensors")):
+        return None
+    return f"It holds GGUF files, which are served by names of their own, such as {one.name}:{file}."
 
 
 def _adapter_obstacle(folder: Path) -> str | None:

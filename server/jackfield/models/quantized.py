@@ -75,12 +75,13 @@ class Quantized:
         return folder
 
 
-def write_origin(folder: Path, name: str) -> None:
-    """Note in a folder of the cache what it was made from."""
-    (folder / ORIGIN).write_text(json.dumps({"name": name}), "utf-8")
+def write_origin(folder: Path, name: str, file: str = "") -> None:
+    """Note in a folder of the cache what it was made from, and which file that is if the name does not say it."""
+    (folder / ORIGIN).write_text(json.dumps({"name": name} | ({"file": file} if file else {})), "utf-8")
 
 
-def read_origin(folder: Path) -> str | None:
-    """What is noted there; None if nothing is."""
-    name = read_json(folder / ORIGIN).get("name")
-    return name if isinstance(name, str) else None
+def read_origin(folder: Path) -> tuple[str, str] | None:
+    """Name and file that are noted there; None if nothing is."""
+    noted = read_json(folder / ORIGIN)
+    name, file = noted.get("name"), noted.get("file", "")
+    return (name, file) if isinstance(name, str) and isinstance(file, str) else None

@@ -3,6 +3,7 @@
 ========================= ==================================================================
 ``starter``               the small model that comes through the package index
 ``path/to/model.gguf``    a GGUF file, converted into the cache
+``org/name:Q4_K_M``       one on the Hugging Face Hub, by its quantization or its name, ``org/name:file.gguf``
 ``path/to/folder``        a folder in MLX or Hugging Face layout
 ``org/name[@revision]``   a repository on the Hugging Face Hub, unless there is such a folder
 ``NAME:4bit``             one of these, quantized here with ``jackfield models quantize``
@@ -16,6 +17,7 @@ from jackfield.errors import ModelLoadError
 from jackfield.models.folder import Folder
 from jackfield.models.gguf_source import GGUFFile
 from jackfield.models.hub import Hub
+from jackfield.models.hub_gguf import HubGGUF
 from jackfield.models.progress import SILENT, Progress
 from jackfield.models.quantized import Quantized
 from jackfield.models.starter import Starter
@@ -37,7 +39,7 @@ class Source(Protocol):
         ...
 
 
-SOURCES: tuple[Source, ...] = (Starter(), Quantized(), GGUFFile(), Folder(), Hub())
+SOURCES: tuple[Source, ...] = (Starter(), Quantized(), HubGGUF(), GGUFFile(), Folder(), Hub())
 
 
 def resolve(name: str, *, cache: Path, progress: Progress = SILENT, sources: tuple[Source, ...] = SOURCES) -> Path:
@@ -52,7 +54,7 @@ def resolve(name: str, *, cache: Path, progress: Progress = SILENT, sources: tup
             f"{name!r} is not the name of a model.",
             suggestions=(
                 "Name a folder or a .gguf file, with ./ in front if it is in this folder.",
-                "Name a model on the Hugging Face Hub: org/name, or org/name@revision.",
+                "Name a model on the Hugging Face Hub: org/name, org/name@revision, or org/name:Q4_K_M (GGUF).",
                 "Or take the model to try things with: starter",
             ),
         )
