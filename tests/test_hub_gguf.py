@@ -19,6 +19,7 @@ import serving
 from hub_server import FakeHub, serve, use
 from jackfield.cli import main
 from jackfield.errors import ModelLoadError
+from jackfield.models import hub_gguf
 from jackfield.models.gguf import GGUF, GGUFError
 from jackfield.models.gguf_names import parts_of, pick, quantizations
 from jackfield.models.hub_gguf import HubGGUF, means
@@ -117,6 +118,7 @@ def test_which_file_is_meant(asked: str, found: str | None) -> None:
 
 
 def test_what_there_is_to_choose_from() -> None:
+    assert pick(["m-BF16.gguf"], "F16") is None
     assert quantizations([*FILES, "model-v1.5.gguf"]) == ["BF16", "F16", "IQ4_NL", "Q4_0", "Q4_K_M"]
     assert parts_of("m-00001-of-00000.gguf") == ["m-00001-of-00000.gguf"]
 
@@ -192,8 +194,7 @@ def test_a_download_that_broke_off_goes_on_where_it_was(hub: FakeHub, monkeypatc
 
 def test_a_split_one_comes_with_all_its_parts(hub: FakeHub, cache: Path, tmp_path: Path) -> None:
     folder = resolve(f"{NAME}:F32", cache=cache)
-    parts = {one.partition("@")[0] for one in hub.downloads}
-    assert parts == {f"whole/tiny-F32-0000{number}-of-00003.gguf" for number in (1, 2, 3)}
+    assert sorted(hub.downloads) == [f"whole/tiny-F32-0000{number}-of-00003.gguf@0" for number in (1, 2, 3)]
     whole = gguf_files.write(tmp_path / "whole.gguf", CONFIG, random_weights(CONFIG))
     assert mx.array_equal(answer(folder), answer(resolve(str(whole), cache=cache))).item()
     assert resolve(f"{NAME}:whole/tiny-F32-00002-of-00003.gguf", cache=cache) == folder
@@ -209,6 +210,14 @@ def test_without_network(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPa
     assert resolve(f"{NAME}:Q8_0", cache=cache) == online, "and needing it no more"
     with pytest.raises(ModelLoadError, match="cannot be reached"):
         resolve(f"{NAME}:F16", cache=cache)
+
+
+def test_without_network_and_with_some_of_the_parts(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(resolve(f"{NAME}:F32", cache=cache))
+    next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("tiny-F32-00003-of-00003.gguf")).unlink()
+    use(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(ModelLoadError, match="cannot be reached"):
+        resolve(f"{NAME}:F32", cache=cache)
 
 
 def test_a_file_that_has_changed_is_converted_again(hub: FakeHub, cache: Path) -> None:
@@ -252,7 +261,8 @@ def test_it_is_served_by_that_name(hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tag", ["Q8_0", "F32"])
-def test_what_its_header_says(hub: FakeHub, tag: str) -> None:
+def test_what_its_header_says(hub: FakeHub, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_gguf, "HEADER_BYTES", 50_000)
     size = sum(len(data) for name, data in hub.repositories[NAME].items() if f"-{tag}" in name)
     found = facts("info", f"{NAME}:{tag}")
     assert (found["downloaded"], found["licence"], found["model_type"]) == (False, "mit", "qwen2")

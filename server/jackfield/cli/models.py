@@ -44,6 +44,7 @@ Examples:
   jackfield models pull starter
   jackfield models pull mlx-community/Qwen2.5-Coder-7B-Instruct-4bit mlx-community/Qwen3-4B-4bit
   jackfield models pull org/qwen3-4b-law               an adapter
+  jackfield models pull Qwen/Qwen2.5-Coder-7B-Instruct-GGUF:Q4_K_M
   jackfield models pull ./model.gguf                   converts it
 \b
 Exit status: 0 if all of them are here, 1 if one is not. Keys of --json, for each: name, kind (model, adapter), folder,
@@ -131,8 +132,8 @@ def list_(config: Path | None, as_json: bool) -> None:
 def pull(names: Sequence[str], config: Path | None, as_json: bool) -> None:
     """Fetch models, so that serve finds them here.
 
-    NAME is starter, a Hugging Face name, of a model or an adapter, or a .gguf file, which is converted. A download
-    that was interrupted goes on where it was.
+    NAME is starter, a Hugging Face name, of a model, an adapter or a GGUF file (ORG/NAME:Q4_K_M), or a .gguf file on
+    this machine; GGUF files are converted. A download that was interrupted goes on where it was.
     """
     settings = _settings(config)
     from jackfield.hooks.discovery import discover  # noqa: PLC0415

@@ -13,7 +13,8 @@ _OPTIONS = [
         "--model",
         "models",
         multiple=True,
-        help="starter, a folder, a .gguf file or a Hugging Face name; given again, more that are loaded on demand.  "
+        help="starter, a folder, a .gguf file or a Hugging Face name, ORG/NAME:Q4_K_M for a GGUF file there; given "
+        "again, more that are loaded on demand.  "
         "[default: starter]",
     ),
     click.option("--preset", help="A model with settings that suit it, such as qwen2.5-coder-32b."),

@@ -35,6 +35,7 @@ Examples:
   jackfield serve --model mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
   jackfield serve --preset qwen2.5-coder-32b         the same with a context of 32k, in 25 GB
   jackfield serve --model ./model.gguf --port 9000
+  jackfield serve --model Qwen/Qwen2.5-Coder-7B-Instruct-GGUF:Q4_K_M
   jackfield serve --model Qwen/Qwen3-4B --adapter sql=./sql --adapter law=org/qwen3-4b-law
   jackfield serve --model starter --model mlx-community/Qwen3-4B-4bit --alias gpt-4o-mini=starter
 """

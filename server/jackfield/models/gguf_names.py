@@ -5,7 +5,7 @@ means no ``BF16`` here, and for ``Q4_K_M`` where there is a ``UD-Q4_K_M`` too: t
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 ENDING = ".gguf"
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.ASCII | re.IGNORECASE | re.DOTALL)
@@ -35,14 +35,10 @@ def quantizations(names: Iterable[str]) -> list[str]:
     return sorted({tag for tag in tags if tag is not None})
 
 
-def _models(names: Iterable[str]) -> Sequence[str]:
-    """Files that hold models, of each its first part."""
+def _models(names: Iterable[str]) -> list[str]:
+    """Files that hold models, or parts of them."""
     files = [name for name in names if name.lower().endswith(ENDING)]
-    return [
-        name
-        for name in files
-        if name == parts_of(name)[0] and not any(other in name.rpartition("/")[2] for other in OTHERS)
-    ]
+    return [name for name in files if not any(other in name.rpartition("/")[2] for other in OTHERS)]
 
 
 def _means(name: str, asked: str) -> bool:

@@ -137,10 +137,9 @@ def _in_cache(asked: Asked) -> tuple[Path, list[str]] | None:
 
 
 def converted(name: str, cache: Path) -> Path | None:
-    """The newest folder that was made from the file that ``name`` means; nobody is asked."""
-    folders = (cache / "models").glob("gguf-*")
-    found = [one for one in folders if one.is_dir() and (origin := read_origin(one)) and means(name, origin[1])]
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+    """The folder that was made from the file that ``name`` means; nobody is asked."""
+    folders = (one for one in (cache / "models").glob("gguf-*") if one.is_dir())
+    return next((one for one in folders if (origin := read_origin(one)) and means(name, origin[1])), None)
 
 
 def downloaded(name: str) -> Path | None:
