@@ -1,8 +1,11 @@
 """Chat templates come with models, and are code that nobody here has read."""
 
+import marshal
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +18,7 @@ import httpx2
 import pytest
 
 from jackfield.errors import InvalidRequestError, ModelLoadError, TemplateLimitError
-from jackfield.models import template_process
+from jackfield.models import template_process, template_program
 from jackfield.models import tokenizer as tokenizer_module
 from jackfield.models.template_process import TemplateExhaustedError, TemplateProcess, TemplateRefusedError
 from jackfield.models.tokenizer import Tokenizer
@@ -353,6 +356,43 @@ def test_where_memory_has_no_limit_it_is_watched(process: TemplateProcess, monke
 def test_without_ps_nothing_is_known_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert template_process.resident(os.getpid()) == 0
+
+
+# Its program, in this process
+
+
+def answered(template: str, **variables: object) -> tuple[bytes, str]:
+    return template_program.answer(marshal.dumps((template, variables)))
+
+
+def test_kinds_of_answers() -> None:
+    features = (
+        "{% set n = namespace(a=1) %}{% set n.a = 2 %}{{ n.a }}{{ dict(b=n.a)|tojson }}{{ dict.fromkeys('c').c }}"
+    )
+    assert answered(features) == (template_program.RENDERED, '2{"b": 2}None')
+    assert answered("{% generation %}{{ a }}{% endgeneration %}{{ strftime_now('.') }}", a="x")[1] == "x."
+    assert answered("{{ raise_exception('no') }}") == (template_program.REFUSED, "no")
+    for private in ("{% set n = namespace(_a=1) %}", "{% set n = namespace() %}{% set n._a = 1 %}"):
+        kind, reason = answered(private)
+        assert (kind, "underscore" in reason) == (template_program.REFUSED, True)
+    assert answered("{{ 'x' * 17 * 2 ** 20 }}") == (template_program.EXHAUSTED, "")
+    # What was asked is long itself.
+    assert answered("{{ a * 8 }}", a="x" * 3 * 2**20)[0] == template_program.RENDERED
+    assert answered("{{ 'x' * 2 ** 62 }}")[0] == template_program.EXHAUSTED
+
+
+def test_each_request_sets_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {}
+    monkeypatch.setattr(template_program, "_limit", lambda which, soft: limits.update({which: soft}))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(template_program.REQUEST.pack(5, 3.0) + b"first" + template_program.REQUEST.pack(0, 3.0))
+        received = template_program.requests(theirs)
+        assert next(received) == b"first"
+        assert limits[resource.RLIMIT_AS] == (512 << 20) + 5 * 32
+        assert limits[resource.RLIMIT_CPU] > 4
+        assert list(received) == [b""], "and then the server is gone"
 
 
 # What is long, and fine
