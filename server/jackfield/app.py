@@ -35,7 +35,7 @@ from jackfield.api.responses.stored import cancel_response, input_items, stored_
 from jackfield.api.status import health, ready
 from jackfield.api.tokens import apply_template, detokenize, tokenize, tokenizer_info
 from jackfield.backends.collector import RouteCollector, UpstreamCollector
-from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
+from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError, unexpected
 from jackfield.events import EventBus
 from jackfield.exchange import Exchange
 from jackfield.hooks.calls import Hooks
@@ -250,7 +250,7 @@ async def _http(request: Request, error: Exception) -> Response:
     elif error.status_code == 404:
         known = NotFoundError(f"There is nothing at {request.url.path}.", suggestions=("See openapi.yaml.",))
     else:
-        known = JackfieldError(str(error.detail))
+        known = JackfieldError(str(error.detail), suggestions=("See openapi.yaml for what can be asked, and how.",))
     Exchange.of(request).failed(known)
     return refusal(known, request, status=error.status_code, headers=error.headers or {})
 
@@ -262,7 +262,4 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     logger.exception("Unexpected error at %s %s", request.method, request.url.path, exc_info=error)
-    failure = JackfieldError(
-        "The server failed unexpectedly.", code="internal_error", suggestions=("Look at the server's log.",)
-    )
-    return refusal(failure, request)
+    return refusal(unexpected(), request)

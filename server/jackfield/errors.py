@@ -60,6 +60,13 @@ class JackfieldError(Exception):
         }
 
 
+def unexpected() -> JackfieldError:
+    """What is told of anything else; the log has the rest."""
+    return JackfieldError(
+        "The server failed unexpectedly.", code="internal_error", suggestions=("Look at the server's log.",)
+    )
+
+
 class InvalidRequestError(JackfieldError):
     """The client sent something that cannot be honoured."""
 

@@ -2,14 +2,14 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from starlette.requests import HTTPConnection
 
 from jackfield.engine.request import TokenEvent
-from jackfield.errors import InvalidRequestError, JackfieldError
+from jackfield.errors import InvalidRequestError, JackfieldError, unexpected
 from jackfield.events import Event, EventBus, Level
 from jackfield.hooks.calls import Hooks
 from jackfield.hooks.data import LogRecord, RecordKind, RequestInfo
@@ -52,6 +52,8 @@ class Exchange:
     """When each choice had its last token."""
     logged: bool = True
     """Whether those who log are told."""
+    suggest: Callable[[JackfieldError, RequestInfo], tuple[str, ...]] = lambda error, request: ()
+    """What to do about an error, as far as others could answer."""
     allowance: Allowance | None = None
     """Of the key that the request carries, if it has limits of its own."""
     _spent: int = 0
@@ -66,7 +68,8 @@ class Exchange:
         info = RequestInfo(arrived.request_id, endpoint, "", identity=arrived.identity)
         allowance = getattr(arrived, "allowance", None)
         slow = state.settings.slow_seconds
-        return cls(info, state.hooks, state.events, state.metrics.requests, slow, allowance=allowance)
+        suggest = state.host.alternatives.suggest
+        return cls(info, state.hooks, state.events, state.metrics.requests, slow, suggest=suggest, allowance=allowance)
 
     @classmethod
     def unlogged(cls, request: HTTPConnection) -> "Exchange":
@@ -188,7 +191,9 @@ class Exchange:
         """There is no answer, or not all of it."""
         if not self._ends():
             return
-        known = error if isinstance(error, JackfieldError) else JackfieldError("The server failed unexpectedly.")
+        known = error if isinstance(error, JackfieldError) else unexpected()
+        # One error may end several requests.
+        known.suggestions = tuple(dict.fromkeys((*known.suggestions, *self.suggest(known, self.info))))
         data = {
             "status": known.status,
             "code": known.error_code,

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from jackfield.alternatives import Alternatives
 from jackfield.answer import Answer
 from jackfield.api.form import ChatForm
 from jackfield.api.generation import engine_requests
@@ -72,6 +73,7 @@ class Host:
         self.attempts: Counter[tuple[str, str, str, str]] = Counter()
         """Along routes: model, backend, outcome and reason, which are names from the settings and words of our own."""
         self.upstreams = {name: Upstream(name, one) for name, one in settings.upstreams.items()}
+        self.alternatives = Alternatives(settings, registry, self.upstreams)
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -139,7 +139,12 @@ def _tokens(text: str | list[int], model: ServedModel) -> tuple[int, ...]:
     else:
         tokens = known_tokens(text, model, "input")
     if not tokens:
-        raise InvalidRequestError("The input has a text without tokens.", param="input", code="invalid_value")
+        raise InvalidRequestError(
+            "The input has a text without tokens.",
+            param="input",
+            code="invalid_value",
+            suggestions=("Leave it out: what is empty has no vector.",),
+        )
     if len(tokens) > model.context_length:
         raise ContextLengthExceededError(context_length=model.context_length, prompt_tokens=len(tokens), param="input")
     return tuple(tokens)

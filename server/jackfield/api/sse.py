@@ -10,7 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from jackfield.answer import Progress
 from jackfield.backends.begun import AnyAnswer
 from jackfield.choice import Delta
-from jackfield.errors import JackfieldError, ShuttingDownError, UpstreamBusyError, UpstreamError
+from jackfield.errors import JackfieldError, ShuttingDownError, UpstreamBusyError, UpstreamError, unexpected
 from jackfield.protocol.base import AnswerModel
 from jackfield.text.pieces import CallStart
 
@@ -92,9 +92,7 @@ def expected(error: Exception) -> JackfieldError:
     if isinstance(error, JackfieldError):
         return error
     logger.error("Unexpected error in a stream", exc_info=error)
-    return JackfieldError(
-        "The server failed unexpectedly.", code="internal_error", suggestions=("Look at the server's log.",)
-    )
+    return unexpected()
 
 
 def _progress(progress: Progress) -> bytes:

@@ -35,7 +35,9 @@ def refused(
     told = _told(body)
     message = str(told.get("message") or f"status {status}")[:2000]
     if status in (400, 413, 422):
-        return InvalidRequestError(message, param=_text(told.get("param")), code=_code(told, message))
+        param = _text(told.get("param"))
+        suggestions = _suggestions(told) or (f"Correct the request: upstream {name} has refused it.",)
+        return InvalidRequestError(message, param=param, code=_code(told, message), suggestions=suggestions)
     if status in _LACKING and path not in EVERYWHERE and "model" not in message.lower():
         return UnsupportedError(
             f"Upstream {name} has no {path}.",
@@ -49,11 +51,13 @@ def refused(
     if status in _MISTAKES:
         return _mistake(name, model, status)
     wait = _seconds(headers)
+    again = (f"Try again in {wait} seconds.", "Let the model's route go on with somebody else.")
+    late = UpstreamTimeoutError(f"Upstream {name} took too long: {message}", suggestions=again)
     known: dict[int, JackfieldError] = {
-        408: UpstreamTimeoutError(f"Upstream {name} took too long: {message}"),
-        429: UpstreamLimitError(f"Upstream {name} refuses: {message}", retry_after=wait),
-        503: UpstreamBusyError(f"Upstream {name} has no room: {message}", retry_after=wait),
-        504: UpstreamTimeoutError(f"Upstream {name} took too long: {message}"),
+        408: late,
+        429: UpstreamLimitError(f"Upstream {name} refuses: {message}", retry_after=wait, suggestions=again),
+        503: UpstreamBusyError(f"Upstream {name} has no room: {message}", retry_after=wait, suggestions=again),
+        504: late,
         508: LoopError(),
     }
     failed = UpstreamError(f"Upstream {name} failed: {message}", suggestions=("Send the request again.",))
@@ -94,6 +98,12 @@ def _told(body: bytes) -> dict[str, Any]:
         return {}
     error = found.get("error", found)
     return error if isinstance(error, dict) else {"message": error}
+
+
+def _suggestions(told: Mapping[str, Any]) -> tuple[str, ...]:
+    """Another Jackfield's own."""
+    found = told.get("suggestions")
+    return tuple(str(one)[:500] for one in found[:5]) if isinstance(found, list) else ()
 
 
 def _code(told: Mapping[str, Any], message: str) -> str | None:

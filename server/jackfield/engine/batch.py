@@ -189,7 +189,10 @@ class DecodeBatch:
                 try:
                     rows[row] = _processed(processor, sequence, rows[row])
                 except Exception as error:
-                    sequence.failure = EngineError(f"A logits processor failed: {error!r}")
+                    sequence.failure = EngineError(
+                        f"A logits processor failed: {error!r}",
+                        suggestions=("Send the request again without what asks for it.", "Look at the server's log."),
+                    )
         return mx.stack(rows)
 
     def _sample_otherwise(self, tokens: mx.array, logits: mx.array) -> mx.array:

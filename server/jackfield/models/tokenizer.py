@@ -53,7 +53,10 @@ class Tokenizer:
         try:
             longest = max(len(self._template_for([])), len(self._template_for([{}])))
         except ValueError as error:
-            raise ModelLoadError(f"The chat template in {folder} cannot be told: {error}") from error
+            raise ModelLoadError(
+                f"The chat template in {folder} cannot be told: {error}",
+                suggestions=("Compare chat_template in tokenizer_config.json with the original's.",),
+            ) from error
         if longest > TEMPLATE_LENGTH:
             raise ModelLoadError(
                 f"The chat template in {folder} has {longest} characters, more than the {TEMPLATE_LENGTH} it may have.",

@@ -42,7 +42,9 @@ def load(body: bytes) -> dict[str, Any]:
     _check(document, ())
     if not isinstance(document, dict):
         raise InvalidRequestError(
-            f"The request body must be a JSON object, but it is {_kind(document)}.", code="invalid_type"
+            f"The request body must be a JSON object, but it is {_kind(document)}.",
+            code="invalid_type",
+            suggestions=('Send an object with the endpoint\'s fields: {"model": ..., ...}.',),
         )
     return document
 

@@ -128,7 +128,8 @@ class ScriptedEngine:
             self.requests.append(request)
             await self._step(script or self.default(request), request, deliver)
         except Exception as error:
-            deliver([FinishEvent("error", EngineError(f"The scripted engine failed: {error!r}"))])
+            failed = EngineError(f"The scripted engine failed: {error!r}", suggestions=("Look at the test's script.",))
+            deliver([FinishEvent("error", failed)])
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

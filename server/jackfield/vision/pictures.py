@@ -54,7 +54,9 @@ class Pictures:
             pictures = [self.read[key_of(image)] for image in images]
         except KeyError:
             raise InvalidRequestError(
-                "The conversation has an image that was not in the request.", param="messages"
+                "The conversation has an image that was not in the request.",
+                param="messages",
+                suggestions=("Send it in 'messages': a plugin that shortens conversations may not add any.",),
             ) from None
         tokens = tokenizer.encode(self._expanded(text, pictures), special=False)
         return tokens, tuple(self._found(tokens, pictures, tokenizer))
