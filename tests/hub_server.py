@@ -31,6 +31,10 @@ class FakeHub:
     """File -> the byte that nobody gets beyond, however often they ask."""
     tags: tuple[str, ...] = ()
     """Of all repositories."""
+    elsewhere: str = ""
+    """The address of another server, which has the files; this one only knows of them."""
+    authorizations: set[str | None] = field(default_factory=set)
+    """What those who downloaded files said who they are."""
     downloads: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -93,8 +97,19 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.hub.repositories.get(repository, {}).get(name)
         if data is None:
             return self._error(404, "EntryNotFound")
+        if self.hub.elsewhere:
+            return self._send_elsewhere(data)
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         return self._send(name, data, start)
+
+    def _send_elsewhere(self, data: bytes) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"{self.hub.elsewhere}{self.path}")
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Linked-ETag", f'"{_digest(data)}"')
+        self.send_header("X-Linked-Size", str(len(data)))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _send(self, name: str, data: bytes, start: int) -> None:
         self.send_response(206 if start else 200)
@@ -107,6 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self.hub.downloads.append(f"{name}@{start}")
+        self.hub.authorizations.add(self.headers.get("Authorization"))
         limit = min(self.hub.cut_after.get(name, len(data)), max(0, self.hub.ends_at.get(name, len(data)) - start))
         self.wfile.write(data[start : start + limit])
         if start + limit < len(data):

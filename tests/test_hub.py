@@ -5,15 +5,19 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from hub_server import COMMIT, FakeHub, serve, use
 from jackfield.errors import ModelLoadError
+from jackfield.models.downloads import download
 from jackfield.models.hub import Hub, cached
 from jackfield.models.progress import SILENT
 from jackfield.models.sources import resolve
@@ -193,6 +197,67 @@ def test_what_another_process_downloads_is_not_written_by_two(hub: FakeHub, tmp_
         assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
     assert part.read_bytes() == b""
     assert "model.safetensors@0" in hub.downloads
+
+
+def test_the_key_is_for_the_hub_alone(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for where its files are."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serve(FakeHub({NAME: dict(FILES)})) as other:
+        hub.elsewhere = other.url
+        assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
+        assert other.authorizations == {None}
+        assert len(other.downloads) == len(SERVED)
+    hub.elsewhere = ""
+    hub.repositories["acme/other"] = dict(FILES)
+    fetch("acme/other")
+    assert hub.authorizations == {"Bearer hf_secret"}
+
+
+class Quiet:
+    """A task that lets each piece of a file take its time."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.done, self.total = 0, 0
+        self._seconds = seconds
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        threading.Event().wait(self._seconds)
+
+    def expect(self, total: int) -> None:
+        self.total = total
+
+
+def test_files_end_when_one_of_them_fails(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
+    files = snapshot_download(NAME, dry_run=True, allow_patterns=["config.json", "model.safetensors"])
+    del hub.repositories[NAME]["config.json"]
+    task = Quiet(0.02)
+    with pytest.raises(EntryNotFoundError):
+        download(NAME, files, task)
+    assert task.total == len(FILES["config.json"]) + len(WEIGHTS)
+    assert task.done < len(WEIGHTS)
+
+
+def test_what_was_there_already_counts_as_done(hub: FakeHub, tmp_path: Path) -> None:
+    partial(tmp_path).write_bytes(WEIGHTS[:4_000_000])
+    task = Quiet()
+    download(NAME, snapshot_download(NAME, dry_run=True, allow_patterns=["model.safetensors"]), task)
+    assert (task.done, task.total) == (len(WEIGHTS), len(WEIGHTS))
+
+
+def test_what_another_process_has_downloaded_meanwhile(hub: FakeHub, tmp_path: Path) -> None:
+    files = snapshot_download(NAME, dry_run=True, allow_patterns=["model.safetensors"])
+    partial(tmp_path).with_suffix("").write_bytes(WEIGHTS)
+    download(NAME, files, Quiet())
+    assert hub.downloads == []
+
+
+def test_what_is_too_large_for_this_is_left_to_the_client(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = snapshot_download(NAME, dry_run=True, allow_patterns=["model.safetensors"])
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", len(WEIGHTS) - 1)
+    download(NAME, files, Quiet())
+    assert hub.downloads == []
 
 
 def test_progress_counts_every_byte_once(hub: FakeHub) -> None:
