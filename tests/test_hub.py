@@ -17,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from hub_server import COMMIT, FakeHub, serve, use
 from jackfield.errors import ModelLoadError
+from jackfield.models import downloads
 from jackfield.models.downloads import download
 from jackfield.models.hub import Hub, cached
 from jackfield.models.progress import SILENT
@@ -190,6 +191,15 @@ def test_what_is_no_part_of_the_file_is_thrown_away(hub: FakeHub, tmp_path: Path
     assert (fetch() / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_of_small_files_nothing_is_kept(hub: FakeHub, tmp_path: Path) -> None:
+    """As their ETag would not tell whether both parts belong together."""
+    template = FILES["chat_template.jinja"]
+    small = hashlib.sha1(template, usedforsecurity=False).hexdigest()
+    partial(tmp_path).with_name(f"{small}.incomplete").write_bytes(template[:3])
+    assert (fetch() / "chat_template.jinja").read_bytes() == template
+    assert "chat_template.jinja@0" in hub.downloads
+
+
 def test_what_another_process_downloads_is_not_written_by_two(hub: FakeHub, tmp_path: Path) -> None:
     part = partial(tmp_path)
     with part.open("wb") as file:
@@ -237,6 +247,15 @@ def test_files_end_when_one_of_them_fails(hub: FakeHub, monkeypatch: pytest.Monk
         download(NAME, files, task)
     assert task.total == len(FILES["config.json"]) + len(WEIGHTS)
     assert task.done < len(WEIGHTS)
+
+
+def test_files_are_not_begun_after_one_has_failed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "AT_ONCE", 1)
+    files = snapshot_download(NAME, dry_run=True, allow_patterns=["config.json", "model.safetensors"])
+    del hub.repositories[NAME]["config.json"]
+    with pytest.raises(EntryNotFoundError):
+        download(NAME, files, Quiet())
+    assert hub.downloads == []
 
 
 def test_what_was_there_already_counts_as_done(hub: FakeHub, tmp_path: Path) -> None:

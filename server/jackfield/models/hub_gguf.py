@@ -24,6 +24,8 @@ from jackfield.models.quantized import read_origin, recipe
 NAME = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>\w[\w./-]*))?:(?P<file>[^\s:/][^:\x00-\x1f]*)", re.ASCII
 )
+CARDS = ("README.md", ".gitattributes")
+"""What each repository has, besides its files."""
 HEADER_BYTES = 16 * 2**20
 """What is read of each file to know what it holds; vocabularies take half of it."""
 
@@ -77,6 +79,8 @@ class HubGGUF:
             made = _conversion(asked, files[0], hub_client.etags(asked.repository, asked.revision, files))
             if made.folder(cache).is_dir():
                 return made.folder(cache)
+            # Something small first: a download that breaks off is not listed without any file that is whole.
+            hub_client.snapshot(asked.repository, asked.revision, CARDS)
             wanted = [escape(file) for file in files]
             folder = fetch_files(asked.repository, asked.revision, wanted, progress, title=f"Downloading {name}")
         return made.made(folder / files[0], cache, progress, name=name, file=asked.named(files[0]))
