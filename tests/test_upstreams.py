@@ -168,6 +168,9 @@ def from_afar(server: JackfieldServer, second: JackfieldServer, path: str, body:
 
 
 def test_vectors_come_from_another_server(server: JackfieldServer, second: JackfieldServer) -> None:
+    assert "jackfield" not in server.post("/v1/embeddings", {"model": "far", "input": "Hi"}).json
+    own = server.post("/v1/embeddings", {"model": "scripted", "input": "Hi", "jackfield": {}}).json["jackfield"]
+    assert (own["backend"], own["choices"], len(own["attempts"])) == ("mlx", [], 1)
     for form in ("float", "base64"):
         far, near = from_afar(server, second, "/v1/embeddings", {"input": ["Hi", "there"], "encoding_format": form})
         assert far["model"] == "far"
@@ -257,8 +260,9 @@ VECTORLESS: dict[str, Any] = {
 @pytest.mark.parametrize("fault", VECTORLESS)
 def test_somebody_else_makes_vectors_instead(server: JackfieldServer, faulty: FaultyUpstream, fault: str) -> None:
     faulty.acts.append(refuses(200, VECTORLESS[fault]))
-    reply = server.post("/v1/embeddings", {"model": "safe", "input": "Hi"})
+    reply = server.post("/v1/embeddings", {"model": "safe", "input": "Hi", "jackfield": True})
     assert reply.status == 200, reply.text
+    assert attempts(reply.json) == [("faulty", "failed", "upstream_error"), ("second", "answered", None)]
     event = server.event("backend_fallback", reply.request_id)
     assert dict(event.data) == {"from": "faulty", "to": "second", "reason": "upstream_error"}
     assert server.record("backend", reply.request_id).data["backend"] == "second"

@@ -84,13 +84,11 @@ class Exchange:
         Raises:
             InvalidRequestError: it has options for a plugin that is not there.
         """
-        if isinstance(asked, EmbeddingsRequest):
-            self.info = replace(self.info, model=asked.model)
-            return
         options = asked.jackfield if isinstance(asked.jackfield, dict) else {}
         for name in options:
             self._check_plugin(name)
-        self.info = replace(self.info, model=asked.model, stream=bool(asked.stream), options=options)
+        stream = isinstance(asked, Asking) and bool(asked.stream)
+        self.info = replace(self.info, model=asked.model, stream=stream, options=options)
 
     def _check_plugin(self, name: str) -> None:
         plugin = self.hooks.named(name)

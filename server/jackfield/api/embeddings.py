@@ -22,6 +22,7 @@ from jackfield.exchange import Exchange
 from jackfield.models.registry import ServedModel
 from jackfield.protocol.base import JsonObject
 from jackfield.protocol.embeddings import Embedding, EmbeddingList, EmbeddingsRequest, EmbeddingUsage
+from jackfield.protocol.extension import Extension
 from jackfield.settings.upstreams import OWN
 from jackfield.vectors import Vectors
 
@@ -64,7 +65,7 @@ async def _answer(request: Request, whole: bytes, exchange: Exchange) -> bytes:
 
     made = await ask_route(request, asked.model, exchange, wants, ask)
     # Many numbers take their time.
-    return await asyncio.to_thread(_encoded, asked, made)
+    return await asyncio.to_thread(_encoded, asked, made, _extension(exchange) if asked.wants_extension else None)
 
 
 async def _here(asked: EmbeddingsRequest, model: ServedModel, exchange: Exchange) -> _Made:
@@ -150,7 +151,12 @@ def _tokens(text: str | list[int], model: ServedModel) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _encoded(asked: EmbeddingsRequest, made: _Made) -> bytes:
+def _extension(exchange: Exchange) -> Extension:
+    attempts = exchange.attempts or None
+    return Extension(request_id=exchange.info.id, backend=exchange.backend, choices=[], attempts=attempts)
+
+
+def _encoded(asked: EmbeddingsRequest, made: _Made, extension: Extension | None) -> bytes:
     vectors = made.vectors
     if asked.dimensions is not None and asked.dimensions < vectors.shape[1]:
         vectors = vectors[:, : asked.dimensions]
@@ -159,7 +165,7 @@ def _encoded(asked: EmbeddingsRequest, made: _Made) -> bytes:
     # One by one, so that the event loop gets its turn: two million floats take a second.
     data = (Embedding(index=index, embedding=written(vector)).to_json() for index, vector in enumerate(vectors))
     usage = EmbeddingUsage(prompt_tokens=made.tokens, total_tokens=made.tokens)
-    frame = EmbeddingList(data=[], model=made.model, usage=usage).to_json()
+    frame = EmbeddingList(data=[], model=made.model, usage=usage, jackfield=extension).to_json()
     return frame.replace(b'"data":[]', b'"data":[%b]' % b",".join(data), 1)
 
 

@@ -4,8 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from jackfield.protocol.asking import Priority, Timeout
+from jackfield.protocol.asking import ExtensionWanted, Priority, Timeout
 from jackfield.protocol.base import AnswerModel, Integral, RequestBody, Text
+from jackfield.protocol.extension import Extension
 from jackfield.protocol.prompts import Inputs, each
 
 Dimensions = Annotated[int, Field(ge=1), Integral]
@@ -22,7 +23,14 @@ class EmbeddingsRequest(RequestBody):
     dimensions: Dimensions | None = None
     priority: Priority | None = None
     timeout: Timeout | None = None
+    jackfield: ExtensionWanted | None = None
+    """Send an `Extension` with the vectors; an object also says something to plugins, each by its name."""
     user: str | None = None
+
+    @property
+    def wants_extension(self) -> bool:
+        """Whether the answer is to say how it came about."""
+        return self.jackfield is not None and self.jackfield is not False
 
     @property
     def inputs(self) -> list[str | list[int]]:
@@ -52,8 +60,10 @@ class EmbeddingList(AnswerModel):
     """All vectors, in the order of the texts."""
 
     always: ClassVar = ("object",)
+    never_null: ClassVar = ("jackfield",)
 
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
+    jackfield: Extension | None = None
