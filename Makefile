@@ -122,7 +122,7 @@ $(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
 
 SYSTEM    := .build/system
 PROGRAMS  := $(SYSTEM)/.installed
-INSTALLED := chromium systemd
+INSTALLED := chromium strace systemd
 as-root   := $$(test "$$(id -u)" = 0 || echo sudo)
 
 # Prometheus is only unpacked: installing it would start a server of its own.
