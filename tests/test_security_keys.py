@@ -1,6 +1,7 @@
 """API keys: what each opens, for how long and how often; and nothing gets around them."""
 
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -11,11 +12,13 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 from click.testing import CliRunner, Result
+from starlette.requests import HTTPConnection
 
 from clock import Clock, clock_of
 from contract import validator
@@ -28,7 +31,7 @@ from jackfield.security.key import Key
 from jackfield.security.keyring import Keyring
 from jackfield.security.rate import Allowance
 from jackfield.testing import JackfieldServer, StartServer
-from serving import serve
+from serving import Server, serve
 from test_drain import until
 
 
@@ -93,6 +96,21 @@ def test_nothing_else_opens(jackfield_server: StartServer, file: Path) -> None:
     validator("ErrorEnvelope").validate(reply.json)
     assert reply.headers["www-authenticate"] == "Bearer"
     assert server.requests == []
+
+
+def test_all_keys_are_compared_each_in_constant_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [create(file, name) for name in ("ada", "bob", "eve")]
+    ring, compared = Keyring(file), []
+
+    def compare(known: str, carried: str) -> bool:
+        compared.append(known)
+        return hmac.compare_digest(known, carried)
+
+    monkeypatch.setattr(keyring, "hmac", SimpleNamespace(compare_digest=compare))
+    for secret in (*secrets, "x"):
+        headers = [(b"authorization", f"Bearer {secret}".encode())]
+        ring.find(HTTPConnection({"type": "http", "headers": headers}))
+    assert compared == [hashlib.sha256(secret.encode()).hexdigest() for secret in secrets] * 4
 
 
 def test_requests_carry_name_and_priority(jackfield_server: StartServer, file: Path) -> None:
@@ -426,28 +444,29 @@ def test_others_need_a_key_or_a_word(address: str, own: bool, caplog: pytest.Log
     assert [hint for hint in caught.value.suggestions if "--open-to-network" in hint]
 
 
-def test_the_command_asks_for_keys(tiny_model: Path, file: Path) -> None:
+def test_the_command_asks_for_keys(tiny_model: Path) -> None:
     refused = CliRunner().invoke(main, ["serve", "--model", str(tiny_model), "--host", "0.0.0.0", "--port", "0"])
     assert refused.exit_code == 1
     assert "it asks for no key" in refused.output
+
+
+def test_a_server_for_others(tiny_model: Path, file: Path) -> None:
+    """Keys open it, and a signal has them read again."""
     secret = create(file, "ada")
     with serve(tiny_model, "--host", "0.0.0.0", JACKFIELD_KEYS_FILE=str(file)) as server:
-        codes = [httpx2.get(f"{server.api}/models", headers=bearer(key)).status_code for key in (secret, "x")]
-    assert codes == [200, 401]
-    assert secret not in "".join(server.log)
-
-
-def test_a_signal_has_them_read_again(tiny_model: Path, file: Path) -> None:
-    secret = create(file, "ada")
-    with serve(tiny_model, JACKFIELD_KEYS_FILE=str(file)) as server:
-        ask = {"headers": bearer(secret), "timeout": 60}
-        assert httpx2.get(f"{server.api}/models", **ask).status_code == 200
+        assert status(server, secret) == 200
+        assert status(server, "x") == 401
         whole = file.read_text()
         file.write_text(whole[: len(whole) // 2])
         server.process.send_signal(signal.SIGHUP)
         until(lambda: any("Something stays as it was" in line for line in server.log))
-        assert httpx2.get(f"{server.api}/models", **ask).status_code == 200
+        assert status(server, secret) == 200
         file.write_text(whole)
         command(file, "revoke", "ada")
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: httpx2.get(f"{server.api}/models", **ask).status_code == 401)
+        until(lambda: status(server, secret) == 401)
+    assert secret not in "".join(server.log)
+
+
+def status(server: Server, secret: str) -> int:
+    return httpx2.get(f"{server.api}/models", headers=bearer(secret), timeout=60).status_code
