@@ -28,6 +28,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf_module, "LOOK_SECONDS", 0.02)
+
+
 def plan_of(weight: int, total: int) -> MemoryPlan:
     return plan_memory(
         total=total, weights=weight, workspace=0, layers=[LAYER], context_length=CONTEXT, slots=1

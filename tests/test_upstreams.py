@@ -351,11 +351,13 @@ def test_calls_and_thoughts_come_through(client: OpenAI, faulty: FaultyUpstream)
     assert choice.message.model_dump()["reasoning_content"] == "Hm."
 
 
+CANNOT = {"object": "error", "message": "suffix is not currently supported", "code": 400}
 ENVELOPE = {"error": {"message": "Too hot.", "param": "temperature", "code": "invalid_value"}}
 TOO_LONG = {"error": {"message": "This model's maximum context length is 8 tokens. You ...", "code": None}}
 FAULTS: dict[str, tuple[Act, int, str]] = {
     "bad request": (refuses(400, ENVELOPE), 400, "invalid_value"),
     "too long": (refuses(400, TOO_LONG), 400, "context_length_exceeded"),
+    "cannot do it": (refuses(400, CANNOT), 400, "unsupported_value"),
     "wrong key": (refuses(401, {}), 502, "upstream_unauthorized"),
     "no such model": (refuses(404, {"detail": "Not Found"}), 502, "upstream_model_not_found"),
     "too often": (refuses(429, {}, Retry_After="7"), 429, "upstream_rate_limit"),

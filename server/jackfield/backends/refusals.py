@@ -1,6 +1,7 @@
 """What another server's refusals mean for whoever asked this one."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +34,10 @@ def refused(
         path: what it was asked.
     """
     told = _told(body)
-    message = str(told.get("message") or f"status {status}")[:2000]
+    message, param = str(told.get("message") or f"status {status}")[:2000], _text(told.get("param"))
+    if status == 501 or (status in (400, 404, 422) and _UNSUPPORTED.search(message)):
+        return UnsupportedError(f"Upstream {name} refuses: {message}", param=param, suggestions=(ELSEWHERE,))
     if status in (400, 413, 422):
-        param = _text(told.get("param"))
         suggestions = _suggestions(told) or (f"Correct the request: upstream {name} has refused it.",)
         return InvalidRequestError(message, param=param, code=_code(told, message), suggestions=suggestions)
     if status in _LACKING and path not in EVERYWHERE and "model" not in message.lower():
@@ -46,8 +48,6 @@ def refused(
                 "Name a model that is served here, see GET /v1/models.",
             ),
         )
-    if status == 501:
-        return UnsupportedError(f"Upstream {name} refuses: {message}", suggestions=(ELSEWHERE,))
     if status in _MISTAKES:
         return _mistake(name, model, status)
     wait = _seconds(headers)
@@ -68,6 +68,9 @@ EVERYWHERE = ("/chat/completions", "/completions")
 """All such servers have them."""
 
 ELSEWHERE = "Ask for it from a model whose server can do it, see GET /v1/models."
+
+_UNSUPPORTED = re.compile(r"\b(not|n't)( currently| yet)? support|\bunsupported\b", re.IGNORECASE)
+"""How servers say that they cannot do it, whatever the status: vLLM of ``suffix``, or of a model without embeddings."""
 
 _LACKING = (404, 405)
 _MISTAKES = (401, 403, 404)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from jackfield.settings import Configuration
 
 if TYPE_CHECKING:
     from jackfield.doctor.finding import Finding
+    from jackfield.doctor.visit import Visit
     from jackfield.models.architecture import DeviceKind
 
 DOES_NOT_FIT = 3
@@ -122,16 +123,12 @@ def _checks(found: Configuration, folder: Path | None) -> "Iterable[Finding]":
 
 
 def _visit(url: str, model: str | None, *, real: bool, as_json: bool) -> None:
-    # In this order, and before anything else imports MLX.
-    load_blas()
-    import_mlx_lm()
     from jackfield.doctor.finding import failed  # noqa: PLC0415 - see above
-    from jackfield.doctor.real import real_checks  # noqa: PLC0415
     from jackfield.doctor.server import server_checks  # noqa: PLC0415
     from jackfield.doctor.visit import Visit  # noqa: PLC0415
 
     visit = Visit(url, os.environ.get(KEY), model)
-    check = real_checks if real else server_checks
+    check = _real_checks() if real else server_checks
     findings = []
     with Console(stderr=True).status(f"Asking {visit.url}") as status:
         for finding in check(visit, _bandwidth(visit.url)):
@@ -143,6 +140,15 @@ def _visit(url: str, model: str | None, *, real: bool, as_json: bool) -> None:
     else:
         _show(findings)
     sys.exit(FAILED if failed(findings) else 0)
+
+
+def _real_checks() -> "Callable[[Visit, float | None], Iterable[Finding]]":
+    # A server of the doctor's own takes part. In this order, and before anything else imports MLX.
+    load_blas()
+    import_mlx_lm()
+    from jackfield.doctor.real import real_checks  # noqa: PLC0415
+
+    return real_checks
 
 
 def _bandwidth(url: str) -> float | None:
