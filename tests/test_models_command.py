@@ -22,6 +22,7 @@ from jackfield.models.plan import usable_memory
 from jackfield.models.quantized import Recipe, recipe
 from jackfield.models.recommend import COMFORTABLE, recommend
 from jackfield.models.service import model_id
+from jackfield.models.sizes import gigabytes
 from jackfield.models.sources import resolve
 from model_fixtures import random_weights, tiny_config, write_model
 
@@ -194,6 +195,31 @@ def test_what_is_here_and_what_becomes_of_it(hub: FakeHub, cache: Path) -> None:
     assert "prefix cache 5.0 kB" in text
 
 
+def test_by_which_names_and_in_which_order(hub: FakeHub, tmp_path: Path) -> None:
+    place = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    other = "fedcba9876543210fedcba9876543210fedcba98"
+    for repository, commit, refs, read in (
+        ("models--acme--old", COMMIT, ("main",), 1_000_000),
+        ("models--acme--new", COMMIT, ("v2", "v1"), 3_000_000),
+        ("models--acme--middle", other, (), 2_000_000),
+        ("datasets--acme--data", COMMIT, ("main",), 4_000_000),
+    ):
+        folder = place / repository / "snapshots" / commit
+        for name, data in hub.repositories[NAME].items():
+            blob = place / repository / "blobs" / name
+            for file in (blob, folder / name):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(data)
+            os.utime(blob, (read, read))
+            (folder / name).symlink_to(blob)
+        for ref in refs:
+            (place / repository / "refs").mkdir(exist_ok=True)
+            (place / repository / "refs" / ref).write_text(commit)
+    found = listed()
+    assert list(found) == ["acme/new@v1", f"acme/middle@{other}", "acme/old"]
+    assert [model["used"] for model in found.values()] == [3_000_000, 2_000_000, 1_000_000]
+
+
 def test_nothing_is_here(cache: Path) -> None:
     assert "jackfield models recommend" in models("list").stdout
 
@@ -235,8 +261,10 @@ def test_of_a_gguf_file_the_conversion_goes_and_the_file_stays(tmp_path: Path, c
     config = tiny_config("qwen2", len(gguf_files.VOCABULARY))
     file = gguf_files.write(tmp_path / "model.gguf", config, random_weights(config))
     resolve(str(file), cache=cache)
-    assert listed()[str(file)]["kind"] == "gguf"
-    assert models("remove", file, "--yes").exit_code == 0
+    found = listed()[str(file)]
+    assert found["kind"] == "gguf"
+    assert f"{gigabytes(found['bytes'])} are free again" in models("remove", file, "--yes").stdout
+    assert list((cache / "models").iterdir()) == [], "no lock either"
     assert listed() == {}
     assert file.exists()
     assert "is yours" in models("remove", file, "--yes").stderr

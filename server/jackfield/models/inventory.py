@@ -18,7 +18,7 @@ from jackfield.models.adapter_folder import MLX, PEFT, base_model, is_adapter, i
 from jackfield.models.folder import check_folder
 from jackfield.models.gguf_source import place_of
 from jackfield.models.hub_gguf import means
-from jackfield.models.quantized import read_origin, recipe
+from jackfield.models.quantized import read_origin
 
 Kind = Literal["hub", "starter", "gguf", "quantized", "adapter"]
 
@@ -196,4 +196,4 @@ def _age(model: Stored) -> tuple[bool, float]:
 
 def is_own(name: str) -> bool:
     """Whether ``name`` is a folder or file of the user's, which nothing here deletes."""
-    return recipe(name) is None and Path(name).expanduser().exists()
+    return Path(name).expanduser().exists()
