@@ -279,7 +279,9 @@ def test_what_is_too_large_for_this_is_left_to_the_client(hub: FakeHub, monkeypa
     assert hub.downloads == []
 
 
-def test_progress_counts_every_byte_once(hub: FakeHub) -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["by us", "by the Hub's client"])
+def test_progress_counts_every_byte_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    monkeypatch.setattr(downloads, "_goes_over_http", lambda file: own)
     counts = {"done": 0, "total": 0}
 
     class Counter:

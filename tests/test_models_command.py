@@ -121,6 +121,17 @@ def test_what_the_disk_has_no_room_for_is_not_begun(hub: FakeHub, monkeypatch: p
     assert hub.downloads == ["config.json@0"]
 
 
+def test_what_is_here_already_needs_no_more_room(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = len(hub.repositories[NAME]["model.safetensors"])
+    hub.ends_at["model.safetensors"] = weights - 1_000_000
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1_000_000)
+    assert models("pull", NAME).exit_code == 1
+    hub.ends_at.clear()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, weights - 1))
+    result = models("pull", NAME)
+    assert result.exit_code == 0, result.output
+
+
 ADAPTER = "acme/sql"
 WEIGHTS = bytes(range(256)) * 12_000
 ADAPTER_FILES = {
@@ -260,9 +271,9 @@ def test_what_is_the_users_own_is_left_alone(tiny_model: Path, cache: Path) -> N
 def test_of_a_gguf_file_the_conversion_goes_and_the_file_stays(tmp_path: Path, cache: Path) -> None:
     config = tiny_config("qwen2", len(gguf_files.VOCABULARY))
     file = gguf_files.write(tmp_path / "model.gguf", config, random_weights(config))
-    resolve(str(file), cache=cache)
+    os.utime(resolve(str(file), cache=cache) / "config.json", (9e9, 1e9))
     found = listed()[str(file)]
-    assert found["kind"] == "gguf"
+    assert (found["kind"], found["used"]) == ("gguf", 9e9)
     assert f"{gigabytes(found['bytes'])} are free again" in models("remove", file, "--yes").stdout
     assert list((cache / "models").iterdir()) == [], "no lock either"
     assert listed() == {}

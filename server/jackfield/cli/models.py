@@ -200,7 +200,7 @@ def _check_space(name: str, settings: Settings) -> None:
     needed = (model.disk_bytes or 0) - unfinished_bytes(re.split("[@:]", name)[0])
     folder = model.disk.resolve()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-    if not model.downloaded and free < needed:
+    if free < needed:
         raise ModelLoadError(
             f"{gigabytes(needed)} are needed in {folder}, {gigabytes(free)} are free.",
             suggestions=("Free some space: jackfield models list", "Set HF_HOME to a folder on another disk."),
