@@ -1,6 +1,6 @@
 """Who else could answer what one model cannot answer now: names for the suggestions of errors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from jackfield.backends.upstream import Upstream
 from jackfield.errors import (
@@ -13,7 +13,6 @@ from jackfield.errors import (
 from jackfield.hooks.data import RequestInfo
 from jackfield.models.profile import Capability
 from jackfield.models.registry import Entry, Registry
-from jackfield.settings import Settings
 from jackfield.settings.upstreams import OWN, Route
 
 MOST = 2
@@ -35,13 +34,13 @@ class Alternatives:
     """Looks for them when an error is about to be told.
 
     Args:
-        settings: the server's, which have the routes.
+        route: a model's, if it has one.
         registry: the models.
         upstreams: the other servers.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, upstreams: Mapping[str, Upstream]) -> None:
-        self._settings = settings
+    def __init__(self, route: Callable[[Entry], Route], registry: Registry, upstreams: Mapping[str, Upstream]) -> None:
+        self._route_of = route
         self._registry = registry
         self._upstreams = upstreams
 
@@ -53,7 +52,7 @@ class Alternatives:
         own = isinstance(error, RateLimitError | ShuttingDownError | LoopError)
         if own or error.category not in _ELSEWHERE or error.status < 429:
             return ()
-        return (*tuple(self._free(others, request))[:MOST], *self._route(request.model, error))
+        return (*tuple(self._free(others, request))[:MOST], *self._longer_route(request.model, error))
 
     def _means(self, entry: Entry, name: str) -> bool:
         return not name or name in (entry.id, *entry.aliases, *entry.adapters)
@@ -69,7 +68,7 @@ class Alternatives:
         """As far as it is known; of a model elsewhere what its route says."""
         if entry.profile is not None:
             return entry.profile.context_length
-        return max((step.context_length or 0 for step in self._steps(entry.id)), default=0)
+        return max((step.context_length or 0 for step in self._route_of(entry)), default=0)
 
     def _free(self, others: list[Entry], request: RequestInfo) -> Iterator[str]:
         for one in others:
@@ -83,7 +82,7 @@ class Alternatives:
 
     def _well(self, entry: Entry) -> str | None:
         """The first on its route that has not failed of late."""
-        names = (step.backend for step in self._steps(entry.id))
+        names = (step.backend for step in self._route_of(entry))
         return next((name for name in names if name in self._upstreams and self._is_well(name)), None)
 
     def _is_well(self, upstream: str) -> bool:
@@ -95,14 +94,10 @@ class Alternatives:
             return entry.remote and needed in ("chat", "completions")
         return needed in entry.profile.capabilities
 
-    def _route(self, model: str, error: JackfieldError) -> Iterator[str]:
+    def _longer_route(self, model: str, error: JackfieldError) -> Iterator[str]:
         """For whoever runs the server: there are upstreams that this model's requests never go to."""
         entry = next((one for one in self._registry.entries if self._means(one, model)), None)
-        if entry is None or error.category == "upstream" or any(s.backend != OWN for s in self._steps(entry.id)):
+        if entry is None or error.category == "upstream" or any(s.backend != OWN for s in self._route_of(entry)):
             return
         if name := next(filter(self._is_well, self._upstreams), None):
             yield f'Let {name} answer when this model cannot: route = ["mlx", "{name}"] in [models.{entry.id}].'
-
-    def _steps(self, model: str) -> Route:
-        own = self._settings.models.get(model)
-        return own.route if own else ()

@@ -73,7 +73,9 @@ class Host:
         self.attempts: Counter[tuple[str, str, str, str]] = Counter()
         """Along routes: model, backend, outcome and reason, which are names from the settings and words of our own."""
         self.upstreams = {name: Upstream(name, one) for name, one in settings.upstreams.items()}
-        self.alternatives = Alternatives(settings, registry, self.upstreams)
+        self._retired: list[Upstream] = []
+        self._routes = {name: one.route for name, one in settings.models.items()}
+        self.alternatives = Alternatives(self.route, registry, self.upstreams)
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -101,7 +103,7 @@ class Host:
         for model in self.registry:
             self.emit(Event("model_unloaded", "info", f"{model.id} is unloaded.", model.id))
         await self.hooks.shutdown(self.server)
-        for upstream in self.upstreams.values():
+        for upstream in (*self.upstreams.values(), *self._retired):
             await upstream.close()
 
     def _check_parser(self) -> None:
@@ -121,8 +123,21 @@ class Host:
 
     def route(self, entry: Entry) -> Route:
         """The ways that a model's requests may go; none: the engine here answers."""
-        own = self.settings.models.get(entry.id)
-        return own.route if own else ()
+        return self._routes.get(entry.id, ())
+
+    def reroute(self, settings: Settings) -> None:
+        """Put other upstreams and routes into force; requests under way go on as they began.
+
+        Raises:
+            ConfigurationError: a route leads to nobody; nothing has changed then.
+        """
+        check_routes(settings, self.hooks)
+        self._routes = {name: one.route for name, one in settings.models.items()}
+        for name in [name for name, one in self.upstreams.items() if settings.upstreams.get(name) != one.settings]:
+            # Others may still wait for it.
+            self._retired.append(self.upstreams.pop(name))
+        for name, one in settings.upstreams.items():
+            self.upstreams.setdefault(name, Upstream(name, one))
 
     async def backend(self, request: RequestInfo) -> tuple[str, str]:
         """Who is to answer a request, and why: ``mlx``, the engine here, or somebody whom a plugin brings."""

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jackfield.errors import JackfieldError
-from jackfield.settings import Configuration
+from jackfield.settings import Configuration, ModelSettings, Settings
+from jackfield.settings.upstreams import stays_here
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = ("log_level",)
 """Settings that can change while the server runs."""
+
+ROUTES = ("upstreams", "models")
+"""So can these, as long as nothing about models changes but their routes."""
 
 
 def set_log_level(level: str) -> None:
@@ -30,6 +34,8 @@ class Reloader:
     def __init__(self, current: Configuration, read: Callable[[], Configuration]) -> None:
         self._current = current
         self._read = read
+        self.reroute: Callable[[Settings], None] | None = None
+        """Puts upstreams and routes into force, once there is a server."""
         self.others: list[Callable[[], None]] = []
         """What else is read again; a `JackfieldError` says that it stays as it was, and why."""
 
@@ -43,21 +49,36 @@ class Reloader:
         changed = self._current.differences(found)
         if "log_level" in changed:
             set_log_level(found.settings.log_level)
-        new = {name: getattr(found.settings, name) for name in changed if name in AT_ONCE}
+        routes = self._routes(found.settings, changed)
+        new = {name: getattr(found.settings, name) for name in changed if name in (*AT_ONCE, *routes)}
         # What needs a restart is told again and again until there is one.
         self._current = replace(self._current, settings=self._current.settings.model_copy(update=new))
         for again in self.others:
             self._attempt(again)
-        self._tell(new, [name for name in changed if name not in AT_ONCE])
+        self._tell(new, [name for name in changed if name not in (*new, *routes)])
 
-    def _attempt(self, again: Callable[[], None]) -> None:
+    def _routes(self, settings: Settings, changed: list[str]) -> list[str]:
+        """Upstreams and routes, if they have changed and are in force now."""
+        names = [name for name in changed if name in ROUTES]
+        if not names or self.reroute is None or _bones(settings) != _bones(self._current.settings):
+            return []
+        reroute = self.reroute
+        routed = self._current.settings.model_copy(update={name: getattr(settings, name) for name in names})
+        return names if self._attempt(lambda: reroute(routed)) else []
+
+    def _attempt(self, again: Callable[[], None]) -> bool:
         try:
             again()
         except JackfieldError as error:
             logger.error("Something stays as it was. %s %s", error.message, " ".join(error.suggestions))
+            return False
+        return True
 
     def _tell(self, new: dict[str, object], waiting: list[str]) -> None:
-        told = ", ".join(f"{name} is {value}" for name, value in new.items()) or "nothing has changed at once"
+        parts = [f"{name} is {new[name]}" for name in new if name in AT_ONCE]
+        # Not in full: there may be keys in them.
+        parts += ["upstreams and routes are in force"] if any(name in new for name in ROUTES) else []
+        told = ", ".join(parts) or "nothing has changed at once"
         logger.log(self._visible, "The settings have been read again: %s.", told)
         if waiting:
             logger.warning("These take a restart: %s.", ", ".join(waiting))
@@ -65,3 +86,9 @@ class Reloader:
     @property
     def _visible(self) -> int:
         return max(logging.INFO, logging.getLogger().level)
+
+
+def _bones(settings: Settings) -> dict[str, tuple[ModelSettings, bool]]:
+    """All there is to models but the ways of their routes."""
+    models = settings.models.items()
+    return {name: (one.model_copy(update={"route": ()}), stays_here(one.route)) for name, one in models}

@@ -87,6 +87,7 @@ async def run(
         if await signals.unless_ending(lineup.start()):
             app = create_app(settings, lineup.registry, hooks, events, keys)
             async with _open(app, lineup, listener):
+                reloader.reroute = app.state.host.reroute
                 signals.reload = partial(systemd.reloading, reloader.reload)
                 await _serve(app, settings, listener, signals)
         status = 0

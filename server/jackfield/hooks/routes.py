@@ -23,7 +23,12 @@ def check_routes(settings: Settings, hooks: Hooks) -> None:
         ConfigurationError: one does not.
     """
     taken = taken_names(settings)
-    known = (*taken, *hooks.backend_kinds(taken))
+    plugged = hooks.backend_kinds(taken)
+    if both := next((name for name in settings.upstreams if name in plugged), None):
+        raise ConfigurationError(
+            f"An upstream cannot be called {both!r}, as a plugin's backend is.", suggestions=("Give it another name.",)
+        )
+    known = (*taken, *plugged)
     for name, model in settings.models.items():
         for step in model.route:
             if step.backend not in known:
