@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from contract import document
 from jackfield.engine.memory import Pressure
 from jackfield.engine.request import CacheUse, FinishEvent, StartEvent
 from jackfield.engine.statistics import Statistics
@@ -489,6 +490,17 @@ def test_the_docs_have_every_metric(server: JackfieldServer) -> None:
     for name in [name for name, (_, labels) in served.items() if not labels and documented.get(name, ("", ()))[1]]:
         served[name] = (served[name][0], documented[name][1])
     assert served == documented
+
+
+def test_the_example_is_of_metrics_that_there_are(server: JackfieldServer) -> None:
+    answer = document()["paths"]["/metrics"]["get"]["responses"]["200"]["content"]["text/plain"]
+    example = list(text_string_to_metric_families(answer["examples"]["series"]["value"]))
+    told = httpx2.get(f"{server.url}/metrics").text
+    served = {family.name: family for family in text_string_to_metric_families(told)}
+    assert {family.type for family in example} == {"gauge", "counter", "histogram"}
+    for family in example:
+        there = served[family.name]
+        assert (family.type, family.documentation) == (there.type, there.documentation)
 
 
 def of_docs(family: Metric) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from jackfield.cli import diagnosis
-from jackfield.cli.diagnosis import Machine
 from jackfield.cli.presets import check_preset, plan_preset
 from jackfield.errors import ConfigurationError, ModelLoadError
+from jackfield.models import machine
 from jackfield.models.device import REFERENCE, Device
+from jackfield.models.machine import Machine
 from jackfield.models.plan import MemoryPlan, usable_memory
 from jackfield.settings import PRESETS, load, read
 
@@ -84,7 +84,7 @@ def test_a_preset_that_there_is_not(name: str, hint: str) -> None:
 def mac(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Mac with 24 GiB, of which models may take two thirds, and no network."""
     device = Device("metal", "Apple M", usable_memory("metal", 24 * GiB), REFERENCE)
-    monkeypatch.setattr(diagnosis, "detect_device", lambda blas: device)
+    monkeypatch.setattr(machine, "detect_device", lambda blas: device)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 

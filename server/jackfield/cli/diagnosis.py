@@ -9,39 +9,17 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jackfield.errors import ConfigurationError
 from jackfield.models import catalogue
 from jackfield.models.architecture import Architecture, DeviceKind, from_config, from_folder
 from jackfield.models.description import Description, describe_model
-from jackfield.models.device import Device, describe, detect_device, load_blas
-from jackfield.models.memory import host_memory
-from jackfield.models.plan import MemoryPlan, plan_architecture, served_type, usable_memory
+from jackfield.models.machine import Machine
+from jackfield.models.plan import MemoryPlan, plan_architecture, served_type
 from jackfield.models.service import plan_options
 from jackfield.models.sizes import gigabytes
 from jackfield.settings import Settings
 
 BAR_WIDTH = 60
 COLUMN = 14
-
-
-NAMES: dict[DeviceKind, str] = {"metal": "Apple silicon", "cuda": "an NVIDIA GPU", "cpu": "a CPU"}
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the plan is for: this machine, or one that was described."""
-
-    kind: DeviceKind
-    memory: int
-    """All of it, in bytes; of the GPU alone for ``cuda``."""
-    usable: int
-    """What models may take of it."""
-    device: Device | None = None
-    """What is here; None for another machine."""
-
-    def describe(self, weights_type: str) -> str:
-        """One line."""
-        return describe(self.device, weights_type) if self.device else f"{NAMES[self.kind]}, not this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +161,7 @@ def diagnose(settings: Settings, memory: int | None = None, device: DeviceKind |
     Raises:
         JackfieldError: the model or the machine is not known.
     """
-    machine = _machine(detect_device(load_blas()), memory, device)
+    machine = Machine.here(memory, device)
     model = describe_model(settings.model, cache=settings.cache_dir)
     kind = machine.kind
     architecture = from_folder(model.folder, kind) if model.folder else from_config(model.config, kind)
@@ -191,19 +169,6 @@ def diagnose(settings: Settings, memory: int | None = None, device: DeviceKind |
     plan = replace(plan, advice=(*plan.advice, *_smaller_model(plan, machine, settings)))
     served = served_type(architecture, kind, machine.usable, settings.dtype, settings.memory_limit)
     return Diagnosis(model, architecture, machine, plan, "float32" if served == "float32" else architecture.dtype)
-
-
-def _machine(present: Device, memory: int | None, device: DeviceKind | None) -> Machine:
-    kind = device or present.kind
-    if memory is not None:
-        return Machine(kind, memory, usable_memory(kind, memory))
-    if kind != present.kind:
-        raise ConfigurationError(
-            f"There is no {kind} device here, so its memory is not known.",
-            suggestions=("Say how much memory the machine has, such as --memory 48GB.",),
-        )
-    usable = host_memory().available if kind == "cpu" else present.memory_bytes
-    return Machine(kind, present.memory_bytes, usable, present)
 
 
 def _plan(architecture: Architecture, machine: Machine, settings: Settings) -> MemoryPlan:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jackfield import settings as configuration
-from jackfield.cli.diagnosis import Machine, diagnose
+from jackfield.cli.diagnosis import diagnose
 from jackfield.errors import ModelLoadError
 from jackfield.models import catalogue
 from jackfield.models.architecture import from_config
+from jackfield.models.machine import Machine
 from jackfield.models.plan import MemoryPlan, plan_architecture
 from jackfield.models.service import plan_options
 from jackfield.models.sizes import gigabytes

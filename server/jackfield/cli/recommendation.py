@@ -6,10 +6,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from jackfield.cli.diagnosis import _machine
 from jackfield.cli.presets import plan_preset
 from jackfield.models.architecture import DeviceKind
-from jackfield.models.device import detect_device, load_blas
+from jackfield.models.machine import Machine
 from jackfield.models.recommend import Recommendation, recommend
 from jackfield.models.sizes import gigabytes
 from jackfield.settings import PRESETS, Settings
@@ -19,7 +18,7 @@ class Recommended:
     """What fits a machine: this one, unless ``memory`` and ``device`` describe another."""
 
     def __init__(self, settings: Settings, memory: int | None, device: DeviceKind | None) -> None:
-        self.machine = _machine(detect_device(load_blas()), memory, device)
+        self.machine = Machine.here(memory, device)
         usable = min(self.machine.usable, settings.memory_limit or self.machine.usable)
         self.models = recommend(self.machine.kind, usable)
         self._usable = usable

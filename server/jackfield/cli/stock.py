@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from jackfield.cli.diagnosis import Machine, _machine
 from jackfield.errors import ModelLoadError
 from jackfield.models.architecture import Architecture, from_folder
-from jackfield.models.device import detect_device, load_blas
 from jackfield.models.inventory import Stored, inventory, size_of
+from jackfield.models.machine import Machine
 from jackfield.models.plan import MemoryPlan, plan_architecture
 from jackfield.models.service import plan_options
 from jackfield.models.sizes import gigabytes
@@ -64,7 +63,7 @@ class Stock:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._machine = _machine(detect_device(load_blas()), None, None)
+        self._machine = Machine.here()
         self.rows = [_row(model, self._machine, settings) for model in inventory(settings.cache_dir)]
 
     @property
