@@ -459,6 +459,6 @@ def test_people_get_a_table_and_a_command() -> None:
 
 
 def test_nothing_fits() -> None:
-    result = models("recommend", "--memory", "500MB", "--device", "cuda")
+    result = models("recommend", "--memory", "500MB", "--device", "metal")
     assert result.exit_code == 3
     assert "starter" in result.stdout
