@@ -32,7 +32,7 @@ from model_fixtures import tiny_config, write_config
 from serving import Server, serve
 
 WORDS = "The quick brown fox jumps over the lazy dog, and nobody knows why it does so every day. " * 6
-MORE_WORDS = WORDS * 2
+MORE_WORDS = WORDS * 4
 QUESTION: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
 PEFT = "adapter_model.safetensors"
 LAYERS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
