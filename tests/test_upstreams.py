@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import pytest
 from anthropic import Anthropic
@@ -17,6 +18,7 @@ from openai import OpenAI
 from faulty_upstream import DONE, HANGS, STREAM, WELL, Act, FaultyUpstream, chunk, faulty_upstream, late, refuses, says
 from jackfield.errors import EngineError
 from jackfield.testing import JackfieldServer, serving
+from serving import Server
 
 QUESTION: Any = [{"role": "user", "content": "Hi"}]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -218,6 +220,23 @@ def test_a_gap_is_filled_elsewhere(server: JackfieldServer, faulty: FaultyUpstre
     assert body == {**body, "model": "theirs", "stream": True, **asked}
     assert not {"jackfield", "n"} & body.keys()
     assert faulty.paths == ["/infill"]
+
+
+def test_a_jackfield_fills_gaps_for_another(jackfield_tokenizer: Path, tiny_server: Server) -> None:
+    route = [{"backend": "tiny", "model": tiny_server.model}]
+    gap = {"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n", "n_predict": 6, "temperature": 0}
+    asked = {**gap, "return_tokens": True, "ignore_eos": True, "n": 2}
+    with serving(
+        jackfield_tokenizer, upstreams={"tiny": {"url": tiny_server.api}}, models={"far": {"route": route}}
+    ) as server:
+        near = httpx2.post(f"{tiny_server.url}/infill", json={"model": tiny_server.model, **asked}).json()
+        far = server.post("/infill", {"model": "far", **asked}).json
+        for name in ("content", "tokens", "stop_type", "tokens_evaluated", "truncated", "tokens_predicted"):
+            assert [one[name] for one in far] == [one[name] for one in near], name
+        said = server.post("/infill", {"model": "far", **asked, "stream": True}).text
+    pieces = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: ")]
+    assert "".join(one["content"] for one in pieces if one["index"] == 1) == near[1]["content"]
+    assert [one["stop"] for one in pieces if one["index"] == 0][-1] is True
 
 
 WITHOUT_V1 = {"/tokenize": {"prompt": "Hi"}, "/infill": {"input_prefix": "a", "input_suffix": "b"}}
