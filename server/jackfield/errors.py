@@ -31,6 +31,8 @@ class JackfieldError(Exception):
     category: ClassVar[Category] = "internal"
     remedies: ClassVar[tuple[str, ...]] = ("Look at the server's log.", "If it happens again, report it as a bug.")
     """What to do where nothing better is known."""
+    exit_status: ClassVar[int] = 1
+    """Of a command that it ends."""
 
     def __init__(
         self, message: str, *, param: str | None = None, suggestions: tuple[str, ...] = (), code: str | None = None
@@ -447,6 +449,25 @@ class DeadlineExceededError(JackfieldError):
     def headers(self) -> dict[str, str]:
         """OpenAI's SDKs would send it again at once, to wait as long as before."""
         return {"x-should-retry": "false"}
+
+
+class GroupError(JackfieldError):
+    """The processes that run a model together are not all there, or do not fit together."""
+
+    code = "group_error"
+    category: ClassVar[Category] = "model"
+    remedies: ClassVar[tuple[str, ...]] = (
+        "See that all processes of the group run, with the same versions and settings: docs/scale.md.",
+        "Look at the other processes' logs.",
+    )
+
+
+class GroupLostError(GroupError):
+    """The group has not come together, or has fallen apart; it may come together again."""
+
+    code = "group_lost"
+    exit_status: ClassVar[int] = 75
+    """EX_TEMPFAIL of BSD's sysexits.h."""
 
 
 class ModelLoadError(JackfieldError):

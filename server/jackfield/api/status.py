@@ -22,6 +22,8 @@ async def ready(request: Request) -> Response:
         raise ShuttingDownError
     models = list(request.app.state.registry)
     if not all(model.engine.ready for model in models):
-        states = ", ".join(f"{model.id} is {model.engine.state}" for model in models)
-        raise UnavailableError(f"Not ready: {states}.", suggestions=("Try again soon.", "Look at the server's log."))
+        states = ", ".join(model.engine.trouble or f"{model.id} is {model.engine.state}" for model in models)
+        raise UnavailableError(
+            f"Not ready: {states.rstrip('.')}.", suggestions=("Try again soon.", "Look at the server's log.")
+        )
     return Response(Ready(models=[model.id for model in models]).to_json(), media_type="application/json")

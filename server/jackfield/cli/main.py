@@ -35,7 +35,7 @@ class _Group(click.Group):
             click.echo(f"jackfield: {error.message}", err=True)
             for suggestion in error.suggestions:
                 click.echo(f"  - {suggestion}", err=True)
-            sys.exit(1)
+            sys.exit(error.exit_status)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The sub-command of that name."""

@@ -32,6 +32,7 @@ _OPTIONS = [
         "--open-to-network", is_flag=True, default=None, help="Let others in without a key, beyond this machine."
     ),
     click.option("--dtype", help="On a CPU: auto, float32 or keep.  [default: auto]"),
+    click.option("--parallelism", help="Under mlx.launch: auto, tensor or pipeline.  [default: auto]"),
     click.option("--context-length", type=int, help="Fewer tokens than the model could take."),
     click.option("--max-batch", type=int, help="Requests answered at the same time.  [default: 32]"),
     click.option("--kv-bits", help="Quantize keys and values to 8 or 4 bits."),

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import set_log_level
 from jackfield.cli.signals import ending_at_once
 from jackfield.errors import ConfigurationError
+from jackfield.group import keeper
+from jackfield.group.rank import from_environment
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.models.progress import Progress
 from jackfield.one_line import OneLine
@@ -38,6 +41,7 @@ Examples:
   jackfield serve --model Qwen/Qwen2.5-Coder-7B-Instruct-GGUF:Q4_K_M
   jackfield serve --model Qwen/Qwen3-4B --adapter sql=./sql --adapter law=org/qwen3-4b-law
   jackfield serve --model starter --model mlx-community/Qwen3-4B-4bit --alias gpt-4o-mini=starter
+  mlx.launch --hostfile hosts.json jackfield serve   one model on several machines, see docs/scale.md
 """
 
 
@@ -48,6 +52,9 @@ def serve(config: Path | None, **flags: Any) -> None:
 
     Every setting can also be given as JACKFIELD_<NAME> in the environment, or in a TOML file: see jackfield config.
     """
+    rank = from_environment(os.environ)
+    if rank is not None and not keeper.does_the_work(os.environ):
+        sys.exit(keeper.keep_up([sys.executable, "-m", "jackfield", *sys.argv[1:]]))
     read = partial(configuration.read, settings_of(flags), config)
     found = read()
     settings = found.settings
@@ -58,8 +65,9 @@ def serve(config: Path | None, **flags: Any) -> None:
     # In this order, and before anything else imports MLX.
     load_blas()
     import_mlx_lm()
+    from jackfield.cli.following import follow  # noqa: PLC0415
     from jackfield.cli.presets import check_preset  # noqa: PLC0415
-    from jackfield.cli.server import run  # noqa: PLC0415
+    from jackfield.cli.server import run, tell  # noqa: PLC0415
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
     from jackfield.models.hub_adapter import fetch_adapter  # noqa: PLC0415
     from jackfield.models.lineup import adapters_at_start, at_start  # noqa: PLC0415
@@ -68,14 +76,17 @@ def serve(config: Path | None, **flags: Any) -> None:
     allow_open_files()
     hooks = discover(settings)
     check_preset(settings)
+    sources = (*hooks.model_sources(), *SOURCES)
+
+    def fetch(name: str, progress: Progress) -> Path:
+        return resolve(name, cache=settings.cache_dir, progress=progress, sources=sources)
+
+    if rank is not None and not rank.leads:
+        follow(rank, settings, partial(fetch, progress=RichProgress()), tell, hooks)
+        return
     keys = Keyring(settings.keys_file or usual_place(), os.environ)
     with _listen(settings) as listener, ending_at_once():
         check_exposure(listener, asks=keys.asks or hooks.has("authenticate"), open_to_network=settings.open_to_network)
-        sources = (*hooks.model_sources(), *SOURCES)
-
-        def fetch(name: str, progress: Progress) -> Path:
-            return resolve(name, cache=settings.cache_dir, progress=progress, sources=sources)
-
         # Here, where a signal ends it at once.
         folders = {name: fetch(name, RichProgress()) for name in at_start(settings)}
         for adapter in adapters_at_start(settings):
@@ -88,6 +99,7 @@ def serve(config: Path | None, **flags: Any) -> None:
                 listener,
                 hooks=hooks,
                 keys=keys,
+                rank=rank,
             )
         )
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,11 +19,15 @@ from starlette.applications import Starlette
 
 from jackfield.app import create_app
 from jackfield.cli import systemd
+from jackfield.cli.loss import Loss
 from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import Reloader
 from jackfield.cli.signals import Signals
 from jackfield.connections import Limits, protocol
 from jackfield.events import EventBus
+from jackfield.group.keeper import AGAIN, watch_parent
+from jackfield.group.member import Leader
+from jackfield.group.rank import Rank
 from jackfield.hooks.calls import Hooks
 from jackfield.models.lineup import Fetch, Lineup
 from jackfield.security.keyring import Keyring
@@ -60,6 +65,7 @@ async def run(
     *,
     hooks: Hooks,
     keys: Keyring,
+    rank: Rank | None = None,
 ) -> None:
     """Serve models until a signal comes.
 
@@ -70,6 +76,7 @@ async def run(
         listener: where to serve; it has not been opened yet.
         hooks: the plugins.
         keys: who may ask.
+        rank: this process's, if it leads a group that serves one model together.
 
     Raises:
         ModelLoadError: a model cannot be served; the port has not been opened then.
@@ -81,19 +88,26 @@ async def run(
     reloader.others.append(keys.reload)
     signals = Signals(reloader.reload)
     settings = configuration.settings
-    lineup = Lineup(settings, fetch, events, tell=tell, hooks=hooks.engine, progress=RichProgress())
+    loss = Loss()
+    leader = Leader(rank, loss) if rank else None
+    if leader is not None:
+        watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    lineup = Lineup(settings, fetch, events, tell=tell, hooks=hooks.engine, progress=RichProgress(), member=leader)
     status = 1
     try:
         if await signals.unless_ending(lineup.start()):
             app = create_app(settings, lineup.registry, hooks, events, keys)
+            loss.serving(lineup.registry)
             async with _open(app, lineup, listener):
                 reloader.reroute = app.state.host.reroute
                 signals.reload = partial(systemd.reloading, reloader.reload)
-                await _serve(app, settings, listener, signals)
-        status = 0
+                await _serve(app, settings, listener, signals, loss)
+        status = AGAIN if loss.happened else 0
     finally:
         await lineup.stop()
         await _leave_behind(workers, status)
+    if status:
+        sys.exit(status)
 
 
 @contextlib.asynccontextmanager
@@ -111,8 +125,8 @@ async def _open(app: Starlette, lineup: Lineup, listener: socket.socket) -> Asyn
         yield
 
 
-async def _serve(app: Starlette, settings: Settings, listener: socket.socket, signals: Signals) -> None:
-    """Answer requests until a signal comes, and those that have come by then."""
+async def _serve(app: Starlette, settings: Settings, listener: socket.socket, signals: Signals, loss: Loss) -> None:
+    """Answer requests until a signal comes, and those that have come by then; or until the group falls apart."""
     server = _Server(_config(app, settings))
 
     async def end() -> None:
@@ -122,8 +136,12 @@ async def _serve(app: Starlette, settings: Settings, listener: socket.socket, si
         # Streams that plugins serve end with it.
         server.handle_exit(signal.SIGTERM, None)
 
+    async def end_without_group() -> None:
+        await loss.ended()
+        signals.ending.set()
+
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(end()), group.create_task(systemd.watchdog())]
+        tasks = [group.create_task(work) for work in (end(), end_without_group(), systemd.watchdog())]
         await server.serve(sockets=[listener])
         for task in tasks:
             task.cancel()

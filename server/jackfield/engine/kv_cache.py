@@ -252,7 +252,23 @@ class Rows:
         return slab.views(found, layer)
 
 
-class RowKVCache:
+class Tied:
+    """A pipeline ties what it sends on to the last layer's ``keys``, so that who evaluates only these sends it too.
+
+    A step of the decode batch is evaluated as a whole: what is put there need not be kept.
+    """
+
+    @property
+    def keys(self) -> mx.array:
+        """Nothing."""
+        return mx.array([])
+
+    @keys.setter
+    def keys(self, tied: mx.array) -> None:
+        """See above."""
+
+
+class RowKVCache(Tied):
     """Keys and values of one layer for all rows.
 
     Offers what mlx-lm's model classes ask of a cache: ``offset``, ``update_and_fetch`` and ``make_mask``. The owner
@@ -346,7 +362,7 @@ class PromptSlice:
         return mx.arange(start, start + len(self.tokens), dtype=mx.int32)
 
 
-class FusedKVCache:
+class FusedKVCache(Tied):
     """One layer's cache in a step with a prompt slice, whose tokens are rows of their own, after the batch's.
 
     Only attention tells them apart: to it the slice is one sequence of ``count`` tokens.

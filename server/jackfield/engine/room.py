@@ -1,6 +1,5 @@
 """Who may take how much memory: the rows of the decode batch, the prompts that are read, and the prefix cache."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -159,13 +158,13 @@ class Room:
         if self.guard.pressure is not Pressure.REFUSING:
             self._refusing_since = None
         elif self._refusing_since is None:
-            self._refusing_since = time.monotonic()
+            self._refusing_since = self.guard.clock()
 
     @property
     def refused_for_long(self) -> bool:
         """Whether memory has been nearly gone for so long that it may not come back."""
         since = self._refusing_since
-        return since is not None and time.monotonic() - since > REFUSING_SECONDS
+        return since is not None and self.guard.clock() - since > REFUSING_SECONDS
 
 
 def _length_ahead(sequence: Sequence) -> int:

@@ -75,7 +75,6 @@ class Runner:
         self.images = images
         attend_by_slab(model)
         self._quantization = (_group_size(model, kv_group_size), kv_bits) if kv_bits else None
-        # Shapes are known without evaluating anything.
         sample = self.start()
         self.vocabulary: int = self._first(sample).shape[-1]
         self.pooler = Pooler.find(model, self.vocabulary)
@@ -249,9 +248,10 @@ class Runner:
     # What the model can do
 
     def _first(self, caches: list[Cache]) -> mx.array:
-        """Logits of a first token, which fills ``caches``."""
+        """Logits of a first token, which fills ``caches``; only these are evaluated."""
         try:
             logits: mx.array = self.model(mx.array([[0]]), cache=caches)
+            mx.eval([cache.state for cache in caches])
         except Exception as error:
             if self._quantization is None:
                 raise
@@ -261,7 +261,7 @@ class Runner:
     def _attends_by_slab(self, first: list[Cache]) -> bool:
         """Whether two rows in two slabs get the logits that one sequence gets for its first and second token."""
         tokens = mx.array([0, 1])
-        expected = self.model(tokens[None], cache=self.start())[0]
+        expected = self._evaluated(tokens[None], self.start())[0]
         batch = CacheBatch(self.start(), self._empty, SlabSizes(smallest=1, largest=2, step=1))
         try:
             batch.join(self.start(), 0)
@@ -275,16 +275,22 @@ class Runner:
     def _fuses(self) -> bool:
         """Whether a row and a slice in the same step leave behind what each would alone."""
         tokens = [0, 1, 0]
-        expected = self.model(mx.array([tokens]), cache=self.start())[0]
+        expected = self._evaluated(mx.array([tokens]), self.start())[0]
         batch, prompt = self.batch(), PromptSlice(tokens[:2], self.start())
         batch.join(self.start(), 0)
         try:
             first = self.decode(mx.array(tokens[:1]), batch, prompt)
-            third = self.model(mx.array([tokens[2:]]), cache=prompt.caches)[0]
+            third = self._evaluated(mx.array([tokens[2:]]), prompt.caches)[0]
         except Exception as error:  # as above
             logger.info("prompts are read between steps: %s", error)
             return False
         return _agree(mx.concatenate([first, third]), expected[mx.array([0, 2])])
+
+    def _evaluated(self, tokens: mx.array, caches: list[Cache]) -> mx.array:
+        # In a pipeline two passes evaluated together would wait for each other: each begins with receiving.
+        logits: mx.array = self.model(tokens, cache=caches)
+        mx.eval(logits)
+        return logits
 
 
 def _agree(actual: mx.array, expected: mx.array) -> bool:

@@ -62,8 +62,12 @@ class Scheduler:
     """Somebody had to make room: nobody gets in before somebody has ended, or they would push each other out."""
 
     def __post_init__(self) -> None:
-        self.batch = DecodeBatch(self.runner)
+        self.batch = self.new_batch()
         self.room = Room(self.runner, self.guard, self.prefix_cache, self.batch, self.reading)
+
+    def new_batch(self) -> DecodeBatch:
+        """An empty decode batch."""
+        return DecodeBatch(self.runner)
 
     @property
     def idle(self) -> bool:
@@ -74,7 +78,9 @@ class Scheduler:
 
     def submit(self, request: EngineRequest) -> None:
         """Put a request in the queue."""
-        self.waiting.put(Embedding.of(request) if isinstance(request, EmbeddingRequest) else Sequence(request))
+        sequence = Embedding.of(request) if isinstance(request, EmbeddingRequest) else Sequence(request)
+        sequence.submitted = self.guard.clock()
+        self.waiting.put(sequence)
 
     def cancel(self, request_ids: frozenset[str]) -> None:
         """Forget these requests, wherever they are; what was computed for them stays in the prefix cache."""
@@ -120,7 +126,7 @@ class Scheduler:
             if sequence.lookup is not None:
                 sequence.lookup.cancel()
         self.reading.clear()
-        self.batch = self.room.batch = DecodeBatch(self.runner)
+        self.batch = self.room.batch = self.new_batch()
         self.prefix_cache.clear()
         self.runner.release()
         self._count()
@@ -375,7 +381,7 @@ class Scheduler:
 
     def _expire(self, events: Events) -> None:
         """End the requests whose time is over: with what there is of an answer, or with an error."""
-        now = time.monotonic()
+        now = self.guard.clock()
         for sequence in self._withdraw(lambda sequence: sequence.expired(now)):
             if sequence.answer:
                 events.append((sequence.request.id, sequence.finish("timeout")))

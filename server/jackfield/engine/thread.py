@@ -97,6 +97,8 @@ class Engine:
         """When memory was exhausted for the last time."""
         self.statistics = Statistics()
         self.state: State = "loading"
+        self.trouble: str | None = None
+        """Why it has failed for good."""
 
     async def start(self) -> None:
         """Load the model; returns when it can generate.
@@ -194,7 +196,7 @@ class Engine:
             message = (
                 "The engine is being started again." if self.state == "recovering" else "The engine is not running."
             )
-            raise EngineError(message, suggestions=("Try again in a few seconds.",))
+            raise EngineError(self.trouble or message, suggestions=("Try again in a few seconds.",))
         return self._worker
 
     def submit(self, request: EngineRequest, deliver: Deliver) -> None:
@@ -223,6 +225,18 @@ class Engine:
     def interrupt(self) -> None:
         """End all requests with an error."""
         self._fail(ShuttingDownError())
+
+    def give_up(self, reason: str) -> None:
+        """End all requests with an error, and do not start again: what the model needs is gone."""
+        if self.state == "stopped":
+            return
+        self.state, self.trouble = "failed", reason
+        if self._watching is not None:
+            self._watching.cancel()
+        self._tell("engine_failed", "error", reason)
+        self._fail(EngineError(reason, suggestions=("Send it again in a minute: the server is started anew.",)))
+        if self._worker is not None:
+            self._worker.abandon()
 
     # --- What the worker tells, called on the event loop ---------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Folders in MLX's or Hugging Face's layout: config.json, model*.safetensors, tokenizer files."""
 
 import json
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,17 @@ def _indexed(index: Path) -> set[str]:
         return set()
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelLoadError(f"{index} cannot be read.", suggestions=("Download the model again.",)) from error
+
+
+def contents_of(folder: Path) -> str:
+    """What is in a model's folder, as a digest in hexadecimal that is the same for copies on other machines.
+
+    Of weight files it takes names and sizes, of the small ones (configuration, tokenizer) what they contain.
+    """
+    digest = blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".jinja", ".txt", ".model"}:
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    return digest.hexdigest()

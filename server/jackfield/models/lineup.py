@@ -8,8 +8,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from jackfield.errors import ModelLoadError
+from jackfield.errors import ConfigurationError, ModelLoadError
 from jackfield.events import EventBus
+from jackfield.group.member import Member
 from jackfield.hooks.engine_side import EngineHooks
 from jackfield.models.description import local_folder
 from jackfield.models.device import Device, detect_device, load_blas
@@ -38,9 +39,10 @@ class Lineup:
         tell: shows lines to whoever started the server.
         hooks: may prepare models.
         progress: shows downloads.
+        member: this process's part in a group that serves one model together.
 
     Raises:
-        ConfigurationError: a name means two models, or none.
+        ConfigurationError: a name means two models, or none; or a group is to serve what it cannot.
     """
 
     def __init__(
@@ -52,9 +54,13 @@ class Lineup:
         tell: Tell,
         hooks: EngineHooks | None = None,
         progress: Progress = SILENT,
+        member: Member | None = None,
     ) -> None:
         self._settings = settings
+        self._member = member
         names = named(settings)
+        if member is not None:
+            sole_model(settings)
         self._own: Mapping[str, Settings] = {served_as(settings, name): settings.of_model(name) for name in names}
         self._fetch = fetch
         self._events = events
@@ -111,7 +117,9 @@ class Lineup:
 
     async def _open(self, entry: Entry, folder: Path, share: int | None) -> ServedModel:
         own = self._own[entry.id]
-        return await open_model(own, folder, self._events, self._tell, self._hooks, name=entry.id, share=share)
+        return await open_model(
+            own, folder, self._events, self._tell, self._hooks, name=entry.id, share=share, member=self._member
+        )
 
     @cached_property
     def _device(self) -> Device:
@@ -121,6 +129,21 @@ class Lineup:
         held = mx.get_active_memory() + mx.get_cache_memory()
         total = host_memory().available + held if self._device.kind == "cpu" else self._device.memory_bytes
         return min(total, self._settings.memory_limit or total)
+
+
+def sole_model(settings: Settings) -> str:
+    """The name of the one model that a group of processes serves.
+
+    Raises:
+        ConfigurationError: there are more, or something that a group does not have.
+    """
+    names = named(settings)
+    if len(names) > 1 or settings.of_model(names[0]).adapters:
+        raise ConfigurationError(
+            "Several processes together serve one model, and no adapters.",
+            suggestions=(f"Leave out all but {names[0]}.", "Serve others without mlx.launch."),
+        )
+    return names[0]
 
 
 def named(settings: Settings) -> tuple[str, ...]:

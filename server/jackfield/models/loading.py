@@ -47,11 +47,13 @@ def load_network(
     *,
     dtype: Dtype = "auto",
     prepare: Callable[..., nn.Module] | None = None,
+    shard: Callable[[nn.Module, dict[str, Any]], None] | None = None,
     memory_limit: int | None = None,
 ) -> Network:
     """Load the model in ``folder``.
 
     ``prepare(model=, config=, device=)`` may replace layers while their weights are still as the files have them.
+    Before that, ``shard`` may leave a part of the network only; the rest of the weights is never read.
 
     On a CPU, where only float32 is fast, ``auto`` converts to it if there is memory enough (``memory_limit`` at most);
     on a GPU it leaves the weights as they are. ``float32`` converts in any case, ``keep`` in none.
@@ -61,8 +63,11 @@ def load_network(
             is too large for the memory.
     """
     check_folder(folder)
-    _check_memory(folder, device)
+    if shard is None:
+        _check_memory(folder, device)
     model, config = _load(folder)
+    if shard is not None:
+        shard(model, config)
     if prepare is not None:
         model = prepare(model=model, config=config, device=device)
     try:
@@ -218,6 +223,12 @@ def _is_quantized(module: nn.Module) -> bool:
     return type(module).__name__ in PLAIN
 
 
+def _sharded(kind: str) -> nn.Module:
+    from mlx.nn.layers import distributed  # noqa: PLC0415
+
+    return cast("nn.Module", getattr(distributed, kind)(size := mx.distributed.init().size(), size, bias=False))
+
+
 def _dequantized(module: Any) -> nn.Module:
     """The layer with float32 weights of the same values."""
     affine = module.mode == "affine"
@@ -250,6 +261,8 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "QuantizedLinear": lambda: nn.Linear(1, 1, bias=False),
     "QuantizedEmbedding": lambda: nn.Embedding(1, 1),
     "QuantizedSwitchLinear": _switch_linear,
+    "QuantizedAllToShardedLinear": lambda: _sharded("AllToShardedLinear"),
+    "QuantizedShardedToAllLinear": lambda: _sharded("ShardedToAllLinear"),
 }
 """The class of a quantized layer -> its counterpart with plain weights."""
 

@@ -25,6 +25,7 @@ from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
 from jackfield.errors import ModelLoadError
 from jackfield.events import EventBus
+from jackfield.group.member import Member
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
 from jackfield.models.adapter_file import read_adapter
@@ -40,6 +41,7 @@ from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan, plan_architecture, plan_network
 from jackfield.models.quantized import recipe
 from jackfield.models.registry import ServedModel
+from jackfield.models.sharding import shard
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 from jackfield.vision import decoding
@@ -63,6 +65,7 @@ async def open_model(
     *,
     name: str | None = None,
     share: int | None = None,
+    member: Member | None = None,
 ) -> ServedModel:
     """Load the model in ``folder`` and generate a first token with it.
 
@@ -74,14 +77,16 @@ async def open_model(
         hooks: may prepare it.
         name: what clients call it; by default it is named after where it comes from.
         share: bytes that it may take, where it is not alone.
+        member: this process's part in a group, if it has a part of the model only.
 
     Raises:
         ModelLoadError: it cannot be served.
+        GroupError: the group does not come together.
     """
     tokenizer = Tokenizer(folder)
     name = name or model_id(settings.model)
     embedding = read_embedding_spec(folder, name, tokenizer)
-    load = SchedulerLoader(settings, folder, tell, hooks, share)
+    load = SchedulerLoader(settings, folder, tell, hooks, share=share, member=member)
     engine = Engine(
         load,
         settings.max_batch + settings.max_queue,
@@ -180,10 +185,13 @@ class SchedulerLoader:
         folder: Path,
         tell: Tell,
         hooks: EngineHooks | None = None,
+        *,
         share: int | None = None,
+        member: Member | None = None,
     ) -> None:
         self._settings = settings
         self._share = share
+        self._member = member
         self._folder = folder
         self._tell = tell
         self._hooks = hooks
@@ -208,6 +216,8 @@ class SchedulerLoader:
             ModelLoadError: it cannot be served.
         """
         self._thread = threading.current_thread()
+        if self._member is not None:
+            self._settings = self._member.join(self._settings, self._folder)
         if self._network is not None:
             self._clean_up(fresh=fresh)
         network = self._network = self._network or self._read()
@@ -220,7 +230,8 @@ class SchedulerLoader:
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
         cache = PrefixCache(self.plan.prefix_cache, self._disk, stateful=stateful(runner.start()))
         pace = PrefillPace(slowdown=self._settings.max_slowdown)
-        return Scheduler(runner, cache, self._settings.max_batch, guard, pace)
+        make = Scheduler if self._member is None else self._member.scheduler
+        return make(runner, cache, self._settings.max_batch, guard, pace)
 
     def _clean_up(self, *, fresh: bool) -> None:
         """Let go of what the thread before leaves behind: there may be no room for both."""
@@ -244,13 +255,16 @@ class SchedulerLoader:
             self._device,
             dtype=settings.dtype,
             prepare=self._prepare,
-            memory_limit=settings.memory_limit,
+            shard=self._shard if self._member else None,
+            memory_limit=self._limit(),
         )
         if threading.current_thread() is not self._thread:
             raise RuntimeError("given up while loading: another thread has taken over")
         network = self._adapted(network)
         self._tell(describe(self._device, network.dtype))
         self.plan = self._plan(network)
+        if self._member is not None:
+            self.plan = self._member.agree(self.plan, f"{self.plan.layers} of {self.plan.context_length}")
         for line in self.plan.lines():
             self._tell(line)
         own = processor_for(network.model, network.config)
@@ -270,16 +284,24 @@ class SchedulerLoader:
         prepared = cpu.prepare(model=model, config=config, device=device)
         return self._hooks.prepare_model(model=prepared, config=config, device=device) if self._hooks else prepared
 
+    def _shard(self, model: nn.Module, config: dict[str, Any]) -> None:
+        if self._member is not None:
+            wanted = None if self._settings.parallelism == "auto" else self._settings.parallelism
+            group = self._member.collective.group
+            kind = shard(model, config, group, wanted)
+            self._tell(f"Rank {group.rank()} of {group.size()}: {kind} parallelism")
+
+    def _limit(self) -> int | None:
+        """Bytes that the model may take, if that is less than there is."""
+        limits = [self._settings.memory_limit, self._share]
+        if self._member is not None and self._member.share > 1:
+            there_is = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes
+            limits.append(there_is // self._member.share)
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def _plan(self, network: Network) -> MemoryPlan:
-        options = plan_options(self._settings)
-        limits = [limit for limit in (options.pop("memory_limit"), self._share) if limit is not None]
-        plan = plan_network(
-            network,
-            self._device.kind,
-            self._device.memory_bytes,
-            memory_limit=min(limits, default=None),
-            **options,
-        )
+        options = plan_options(self._settings) | {"memory_limit": self._limit()}
+        plan = plan_network(network, self._device.kind, self._device.memory_bytes, **options)
         fitting = plan.fitting()
         if fitting is not plan:
             self._tell(plan.shortage())
@@ -288,7 +310,8 @@ class SchedulerLoader:
     def _open_disk(self, runner: Runner, dtype: str) -> DiskCache | None:
         settings = self._settings
         folder = settings.cache_dir / "prefixes"
-        budget = settings.prefix_cache_disk_bytes
+        # What a disk has, and when, no two machines could agree on.
+        budget = 0 if self._member else settings.prefix_cache_disk_bytes
         if budget is None:
             settings.cache_dir.mkdir(parents=True, exist_ok=True)
             budget = min(DISK_CACHE_BYTES, shutil.disk_usage(settings.cache_dir).free // DISK_CACHE_SHARE)
@@ -301,6 +324,8 @@ class SchedulerLoader:
         """Bytes that can be allocated now, by the machine's own figures and the user's limit."""
         held = mx.get_active_memory() + mx.get_cache_memory()
         limit = self._settings.memory_limit
+        # What MLX keeps for later is free, too; but nobody in a group gives it back while others look.
+        held -= mx.get_cache_memory() if self._member else 0
         machine = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes - held
         return machine if limit is None else min(machine, limit - held)
 

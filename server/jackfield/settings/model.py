@@ -109,6 +109,9 @@ class Settings(BaseModel):
     """Sites whose pages may ask the server, such as ``https://chat.example.com``; ``*`` for all."""
     dtype: Literal["auto", "float32", "keep"] = "auto"
     """On a CPU: float32 weights are faster, ``keep`` leaves them as they are; ``auto`` looks at the memory."""
+    parallelism: Literal["auto", "tensor", "pipeline"] = "auto"
+    """How several processes under ``mlx.launch`` divide the model: every layer among all, or the layers; ``auto`` takes
+    the first that is possible."""
     context_length: Annotated[int, Field(ge=16)] | None = None
     """Fewer tokens than the model could take, to save memory."""
     kv_bits: KVBits = None

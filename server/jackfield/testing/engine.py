@@ -69,6 +69,7 @@ class ScriptedEngine:
         self.cancelled: list[str] = []
         """Ids of those that were stopped before their end."""
         self.state = "ready"
+        self.trouble: str | None = None
         self.statistics = Statistics()
         self.going = asyncio.Event()
         """Cleared, answers wait after their first token. The event loop's."""

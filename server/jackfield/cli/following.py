@@ -1,0 +1,94 @@
+"""What ``jackfield serve`` does as one process of a group that does not lead it: it works for the leader."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import cast
+
+from jackfield.engine.lockstep import FollowingScheduler
+from jackfield.errors import JackfieldError
+from jackfield.group.keeper import AGAIN, end_process, watch_parent
+from jackfield.group.member import Follower
+from jackfield.group.rank import Rank
+from jackfield.hooks.calls import Hooks
+from jackfield.models.lineup import sole_model
+from jackfield.models.service import SchedulerLoader
+from jackfield.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LATE_SECONDS = 5.0
+"""How much longer than the leader a follower may take to end."""
+
+
+def follow(
+    rank: Rank, settings: Settings, fetch: Callable[[str], Path], tell: Callable[[str], None], hooks: Hooks
+) -> None:
+    """Work for the leader until it ends.
+
+    Args:
+        rank: this process's.
+        settings: its own; some give way to the leader's.
+        fetch: finds the model's folder.
+        tell: shows lines to whoever started it.
+        hooks: may prepare the model.
+
+    Raises:
+        JackfieldError: this process cannot serve the model.
+    """
+
+    def lost(reason: str) -> None:
+        tell(f"Rank {rank.number} ends: {reason}.")
+        end_process(AGAIN)
+
+    _end_with_leader(settings.drain_seconds)
+    watch_parent(lambda: lost("nobody looks after it"))
+    own = settings.of_model(sole_model(settings))
+    folder = fetch(own.model)
+    follower = Follower(rank, lost)
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            _work(follower, SchedulerLoader(own, folder, tell, hooks.engine, member=follower))
+        except Exception as error:
+            failures.append(error)
+
+    # On a thread, since a signal is heard only where Python is at work, and not where MLX waits for the others.
+    thread = threading.Thread(target=work, name="jackfield-engine", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    # MLX's own threads are not made for an interpreter that ends.
+    end_process(0)
+
+
+def _work(follower: Follower, load: SchedulerLoader) -> None:
+    try:
+        scheduler = load()
+    except JackfieldError as error:
+        follower.failed(error.message)
+        raise
+    try:
+        cast(FollowingScheduler, scheduler).follow()
+    except Exception:
+        logger.exception("%s cannot go on.", follower.rank)
+        end_process(AGAIN)
+
+
+def _end_with_leader(seconds: float) -> None:
+    """A signal ends a follower when its leader has had the time to end; a second one at once."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(one, signal.SIG_DFL)
+        late = threading.Timer(seconds + LATE_SECONDS, end_process, [0])
+        late.daemon = True
+        late.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)

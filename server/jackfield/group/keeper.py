@@ -1,0 +1,86 @@
+"""The process that ``mlx.launch`` starts, which starts another one to do the work.
+
+It starts that one anew when it was killed, or has ended because the group fell apart. All others end then, too, so the
+group comes together again without its launcher's help. Nothing here imports MLX.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+import click
+
+from jackfield.errors import GroupLostError
+
+AGAIN = GroupLostError.exit_status
+
+PAUSES = (0.0, 1.0, 5.0, 15.0, 60.0)
+"""Seconds before the work is begun anew: after the first time, the second in a row, and so on."""
+
+GOOD_SECONDS = 60.0
+"""After so long the next time is the first one again."""
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether the process is still there that has started this one."""
+
+PARENT = "_JACKFIELD_PARENT"
+"""The number of that process."""
+
+
+def does_the_work(environment: Mapping[str, str]) -> bool:
+    """Whether this process has been started by `keep_up`."""
+    return environment.get(PARENT) == str(os.getppid())
+
+
+def keep_up(command: Sequence[str]) -> int:
+    """Run the command, again and again as long as it asks for that or is killed; returns its exit status at the end."""
+    ending = threading.Event()
+    failures = 0
+    while True:
+        began = time.monotonic()
+        status = _run(command, ending)
+        again = status == AGAIN or status < 0
+        if ending.is_set() or not again:
+            return 0 if again else status
+        failures = 1 if time.monotonic() - began > GOOD_SECONDS else failures + 1
+        pause = PAUSES[min(failures, len(PAUSES)) - 1]
+        click.echo(f"jackfield: the group is started anew in {pause:g} s.", err=True)
+        if ending.wait(pause):
+            return 0
+
+
+def _run(command: Sequence[str], ending: threading.Event) -> int:
+    # A session of its own: what a terminal sends to all comes from here, once.
+    child = subprocess.Popen(command, env={**os.environ, PARENT: str(os.getpid())}, start_new_session=True)  # noqa: S603 - itself
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGHUP:
+            ending.set()
+        child.send_signal(signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    return child.wait()
+
+
+def watch_parent(orphaned: Callable[[], None]) -> None:
+    """Call ``orphaned`` once, on a thread, when the process that started this one is gone."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        orphaned()
+
+    threading.Thread(target=look, name="jackfield-parent", daemon=True).start()
+
+
+def end_process(status: int) -> None:
+    """At once, whatever hangs in it."""
+    logging.shutdown()
+    os._exit(status)

@@ -1,0 +1,361 @@
+"""This process's part in a group: it joins, agrees with the others on what to do, and leads or follows.
+
+All of it is the engine thread's, but for `Leader.lost` and what the lines' own threads do.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import secrets
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from jackfield.engine.collective import Collective
+from jackfield.engine.lockstep import FollowingScheduler, LeadingScheduler, Message
+from jackfield.engine.memory import MemoryGuard
+from jackfield.engine.pace import PrefillPace
+from jackfield.engine.prefix_cache import PrefixCache
+from jackfield.engine.runner import Runner
+from jackfield.engine.scheduler import Scheduler
+from jackfield.errors import GroupError, GroupLostError
+from jackfield.group.line import Line
+from jackfield.group.rank import Rank, addresses
+from jackfield.models.folder import contents_of
+from jackfield.models.plan import MemoryPlan
+from jackfield.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+"""Everybody says something so often, and followers how much memory they have."""
+
+JOIN_SECONDS = 60.0
+"""How long it may take to come to the leader once MLX has connected everybody."""
+
+SHARED = (
+    "parallelism",
+    "dtype",
+    "context_length",
+    "kv_bits",
+    "memory_limit",
+    "max_batch",
+    "prefix_cache_bytes",
+    "max_slowdown",
+    "max_image_tokens",
+)
+"""Settings that the leader has for everybody."""
+
+
+class Member(Protocol):
+    """What loading a model asks of a group."""
+
+    collective: Collective
+    share: int
+    """How many processes share this machine."""
+
+    def join(self, settings: Settings, folder: Path) -> Settings:
+        """Meet the others; returns the settings that count, of which the leader has some for everybody.
+
+        Args:
+            settings: this process's.
+            folder: where its copy of the model is.
+
+        Raises:
+            GroupError: they are not there, or do not fit together.
+        """
+
+    def agree(self, plan: MemoryPlan, kinds: str) -> MemoryPlan:
+        """The plan, with no more memory than everybody has.
+
+        Args:
+            plan: what this process has.
+            kinds: what its caches hold, which has to be alike everywhere.
+
+        Raises:
+            GroupError: the others cannot go on.
+        """
+
+    def scheduler(
+        self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
+    ) -> Scheduler:
+        """One that keeps step with the others."""
+
+
+def _meet() -> Collective:
+    try:
+        return Collective(mx.distributed.init(strict=True))
+    except (RuntimeError, ValueError) as error:
+        raise GroupLostError(f"The processes of the group cannot reach each other: {error}.") from error
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jackfield", "mlx", "mlx-lm")}
+
+
+def _machine() -> str:
+    """What tells this machine from others: processes on the same one share its memory."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
+
+
+class Leader:
+    """Rank 0.
+
+    Args:
+        rank: this process's.
+        lost: told once, on any thread, when the group has fallen apart, and why.
+    """
+
+    def __init__(self, rank: Rank, lost: Callable[[str], None]) -> None:
+        self.rank = rank
+        self.share = 1
+        self.collective: Collective
+        self.loss: str | None = None
+        """Why the group has fallen apart, if it has."""
+        self._tell_loss = lost
+        self._lines: dict[int, Line] = {}
+        self._answers: dict[int, SimpleQueue[Message | None]] = {}
+        self._free: dict[int, int] = {}
+        self._closing = False
+        self._losing = threading.Lock()
+
+    def join(self, settings: Settings, folder: Path) -> Settings:
+        """Meet the others, and tell them the settings."""
+        if self._lines:
+            # The engine failed, and wants to begin again.
+            self.lose("the engine failed")
+            raise GroupLostError(self.loss or "The group has fallen apart.")
+        logger.info("%s waits for the others.", self.rank)
+        self.collective = _meet()
+        self._welcome(settings, contents_of(folder), *self._accept())
+        threading.Thread(target=self._beat, name="jackfield-group", daemon=True).start()
+        return settings
+
+    def _accept(self) -> tuple[dict[int, Line], dict[int, Message]]:
+        """A line to each follower, and what they say of themselves."""
+        secret = secrets.token_hex(16)
+        with _listen(addresses(self.rank)) as listener:
+            listener.settimeout(JOIN_SECONDS)
+            where = {"addresses": addresses(self.rank), "port": listener.getsockname()[1], "secret": secret}
+            self.collective.text_from_leader(json.dumps(where))
+            lines: dict[int, Line] = {}
+            heard: dict[int, Message] = {}
+            while len(lines) < self.rank.size - 1:
+                line, hello = self._next(listener, secret)
+                if line is not None:
+                    lines[hello["rank"]], heard[hello["rank"]] = line, hello
+        return lines, heard
+
+    @staticmethod
+    def _next(listener: socket.socket, secret: str) -> tuple[Line | None, Message]:
+        try:
+            line = Line(listener.accept()[0])
+            hello = line.receive()
+        except TimeoutError:
+            raise GroupLostError("Some processes of the group do not come.") from None
+        except (ConnectionError, ValueError):
+            return None, {}
+        if secrets.compare_digest(str(hello.get("secret")), secret):
+            return line, hello
+        line.close()
+        return None, {}
+
+    def _welcome(self, settings: Settings, contents: str, lines: dict[int, Line], heard: dict[int, Message]) -> None:
+        if difference := next(filter(None, (_difference(heard[one], contents) for one in sorted(heard))), None):
+            for line in lines.values():
+                line.send({"refused": difference})
+            raise GroupError(difference)
+        machines = Counter([_machine(), *(hello["machine"] for hello in heard.values())])
+        shared = settings.model_dump(include=set(SHARED))
+        for number, line in lines.items():
+            line.send({"settings": shared, "share": machines[heard[number]["machine"]]})
+            self._answers[number] = SimpleQueue()
+            self._lines[number] = line
+            threading.Thread(target=self._listen_to, args=(number, line), name="jackfield-group", daemon=True).start()
+        self.share = machines[_machine()]
+
+    def _listen_to(self, number: int, line: Line) -> None:
+        for message in line:
+            if "free" in message:
+                self._free[number] = message["free"]
+                continue
+            # Its end is announced.
+            self._closing = self._closing or "failed" in message
+            self._answers[number].put(message)
+        self._answers[number].put(None)
+        self.lose(f"rank {number} is gone")
+
+    def _beat(self) -> None:
+        while self.loss is None and not self._closing:
+            self.tell({"beat": True})
+            time.sleep(BEAT_SECONDS)
+
+    def agree(self, plan: MemoryPlan, kinds: str) -> MemoryPlan:
+        """The plan, with no more memory than everybody has."""
+        answers = {number: queue.get() for number, queue in self._answers.items()}
+        for number, answer in answers.items():
+            if answer is None:
+                raise GroupLostError(f"Rank {number} is gone.")
+            if "failed" in answer:
+                raise GroupError(f"Rank {number} cannot go on: {answer['failed']}")
+            if answer["kinds"] != kinds:
+                raise GroupError(f"Rank {number} computes otherwise than rank 0: {answer['kinds']} and {kinds}.")
+        pool = min([plan.kv_pool, *(answer["pool"] for answer in answers.values() if answer)])
+        self.tell({"pool": pool})
+        return _with_pool(plan, pool)
+
+    def scheduler(
+        self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
+    ) -> Scheduler:
+        """One whose steps the others take too."""
+        return LeadingScheduler(runner, prefix_cache, max_batch, guard, pace, self.collective, self)
+
+    # --- What the scheduler tells ------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Bytes of memory that the follower with the least has free."""
+        return min(self._free.values(), default=1 << 62)
+
+    def tell(self, message: Message) -> None:
+        """All followers hear it, in order."""
+        self._closing = self._closing or "close" in message
+        for number, line in self._lines.items():
+            try:
+                line.send(message)
+            except OSError:
+                self.lose(f"rank {number} is gone")
+
+    def lose(self, reason: str) -> None:
+        """The group has fallen apart; once is enough, more often is harmless."""
+        with self._losing:
+            if self.loss is not None or self._closing:
+                return
+            self.loss = f"The group has fallen apart: {reason}."
+        logger.error(self.loss)
+        self._tell_loss(self.loss)
+
+
+class Follower:
+    """Every other rank.
+
+    Args:
+        rank: this process's.
+        lost: called on any thread when the leader is gone: the engine thread may wait for it for ever.
+    """
+
+    def __init__(self, rank: Rank, lost: Callable[[str], None]) -> None:
+        self.rank = rank
+        self.share = 1
+        self.collective: Collective
+        self.free: Callable[[], int] = lambda: 1 << 62
+        """Tells how much memory there is; safe to call on any thread."""
+        self._lost = lost
+        self._line: Line | None = None
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+
+    def join(self, settings: Settings, folder: Path) -> Settings:
+        """Meet the others, and hear the settings."""
+        self.collective = _meet()
+        where = json.loads(self.collective.text_from_leader())
+        line = _connect(where["addresses"], where["port"])
+        line.send({"secret": where["secret"], "rank": self.rank.number, "machine": _machine(), **_own(folder)})
+        try:
+            welcome = line.receive()
+        except ConnectionError as error:
+            raise GroupLostError("The leader is gone.") from error
+        if "refused" in welcome:
+            raise GroupError(welcome["refused"])
+        self.share = welcome["share"]
+        self._line = line
+        threading.Thread(target=self._listen, args=[line], name="jackfield-group", daemon=True).start()
+        threading.Thread(target=self._beat, args=[line], name="jackfield-group", daemon=True).start()
+        return settings.model_copy(update=welcome["settings"])
+
+    def _listen(self, line: Line) -> None:
+        for message in line:
+            if "beat" in message:
+                continue
+            self._messages.put(message)
+            if "close" in message:
+                return
+        self._lost("the leader is gone")
+
+    def _beat(self, line: Line) -> None:
+        try:
+            while True:
+                line.send({"free": self.free()})
+                time.sleep(BEAT_SECONDS)
+        except OSError:
+            logger.debug("The leader hears nothing any more.")
+
+    def agree(self, plan: MemoryPlan, kinds: str) -> MemoryPlan:
+        """The plan, with no more memory than everybody has."""
+        self._send({"pool": plan.kv_pool, "kinds": kinds})
+        return _with_pool(plan, self._messages.get()["pool"])
+
+    def failed(self, reason: str) -> None:
+        """Tell the leader, if it is there, that there is no going on."""
+        self._send({"failed": reason})
+
+    def _send(self, message: Message) -> None:
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                self._line.send(message)
+
+    def scheduler(
+        self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
+    ) -> FollowingScheduler:
+        """One that takes the leader's steps."""
+        self.free = guard.free
+        return FollowingScheduler(runner, prefix_cache, max_batch, guard, pace, self.collective, self._messages.get)
+
+
+def _with_pool(plan: MemoryPlan, pool: int) -> MemoryPlan:
+    return plan.within(plan.total - (plan.kv_pool - pool)).fitting()
+
+
+def _own(folder: Path) -> Message:
+    return {"versions": _versions(), "contents": contents_of(folder)}
+
+
+def _difference(hello: Message, contents: str) -> str | None:
+    """Why the one who says this of itself cannot work for a leader whose model is that."""
+    if hello["versions"] != (own := _versions()):
+        return f"Rank {hello['rank']} has {_named(hello['versions'])}, rank 0 {_named(own)}."
+    if hello["contents"] != contents:
+        return f"Rank {hello['rank']} has other files of the model than rank 0."
+    return None
+
+
+def _named(versions: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _listen(hosts: list[str]) -> socket.socket:
+    """A port on an address that the others know, and on no other: what comes over it is not encrypted."""
+    for host in hosts:
+        try:
+            return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            logger.debug("cannot listen on %s: %s", host, error)
+    raise GroupError(f"Cannot listen on any of {', '.join(hosts)}.")
+
+
+def _connect(hosts: list[str], port: int) -> Line:
+    for host in hosts:
+        try:
+            return Line(socket.create_connection((host, port), timeout=JOIN_SECONDS))
+        except OSError as error:
+            logger.debug("cannot reach the leader on %s: %s", host, error)
+    raise GroupLostError(f"The leader cannot be reached on {', '.join(hosts)}, port {port}.")

@@ -1,0 +1,88 @@
+"""Which place this process has in a group, by what its launcher put into the environment.
+
+The variables are those that MLX's own backends read: see ``mlx.launch`` and "Distributed Communication" in MLX's
+documentation. Nothing here imports MLX.
+"""
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jackfield.errors import ConfigurationError
+
+MPI = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"))
+"""Rank and size as Open MPI has them, and MPICH and Intel MPI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One of ``size`` processes; number 0 leads the others."""
+
+    number: int
+    size: int
+    leader: str | None = None
+    """An address of the leader's, where the launcher tells."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that clients talk to."""
+        return self.number == 0
+
+    def __str__(self) -> str:
+        return f"rank {self.number} of {self.size}"
+
+
+def from_environment(environment: Mapping[str, str]) -> Rank | None:
+    """This process's rank; None where it is alone.
+
+    Raises:
+        ConfigurationError: the variables contradict each other.
+    """
+    for rank, size in MPI:
+        if rank in environment and size in environment:
+            return _rank(environment, rank, int(environment[size]), None)
+    if "MLX_RANK" not in environment:
+        return None
+    if hosts := _listed(environment.get("MLX_HOSTFILE")):
+        return _rank(environment, "MLX_RANK", len(hosts), str(hosts[0][0]).rpartition(":")[0])
+    if devices := _listed(environment.get("MLX_IBV_DEVICES")):
+        coordinator = environment.get("MLX_JACCL_COORDINATOR", "")
+        return _rank(environment, "MLX_RANK", len(devices), coordinator.rpartition(":")[0])
+    if "MLX_WORLD_SIZE" in environment:
+        return _rank(environment, "MLX_RANK", int(environment["MLX_WORLD_SIZE"]), environment.get("NCCL_HOST_IP"))
+    return None
+
+
+def _rank(environment: Mapping[str, str], variable: str, size: int, leader: str | None) -> Rank | None:
+    number = int(environment[variable])
+    if not 0 <= number < size:
+        raise ConfigurationError(
+            f"{variable} is {number}, in a group of {size}.",
+            suggestions=("Start all processes of a group with the same list of hosts, as mlx.launch does.",),
+        )
+    return Rank(number, size, leader or None) if size > 1 else None
+
+
+def _listed(path: str | None) -> list[list[str]]:
+    """The list in a file that the launcher has written; MLX takes an empty one for a process alone."""
+    if not path:
+        return []
+    try:
+        text = Path(path).read_text()
+        listed = json.loads(text) if text.strip() else []
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"The list of hosts in {path} cannot be read: {error}.",
+            suggestions=("Let mlx.launch start the processes, which writes that file.",),
+        ) from error
+    return listed if isinstance(listed, list) else []
+
+
+def addresses(rank: Rank) -> list[str]:
+    """Where the leader may listen, best first: what the launcher says, or else what this machine's name stands for."""
+    if rank.leader:
+        return [rank.leader]
+    found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))

@@ -1,0 +1,77 @@
+"""Which part of a network each process of a group has, by mlx-lm's own means."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import mlx.core as mx
+from mlx import nn
+
+from jackfield.errors import ModelLoadError
+
+Parallelism = Literal["tensor", "pipeline"]
+"""``tensor``: a share of the heads and neurons of every layer. ``pipeline``: some of the layers."""
+
+PARALLELISMS: tuple[Parallelism, ...] = ("tensor", "pipeline")
+
+
+def shard(
+    model: nn.Module, config: Mapping[str, Any], group: mx.distributed.Group, wanted: Parallelism | None = None
+) -> Parallelism:
+    """Leave the network this process's part; its weights need not have been read. Returns how it has been divided.
+
+    ``wanted`` None takes the first that is possible: sharing layers out makes each token faster, a pipeline does not.
+
+    Raises:
+        ModelLoadError: it cannot be divided among so many, or not so.
+    """
+    obstacles = {kind: list(_OBSTACLES[kind](model, config, group.size())) for kind in PARALLELISMS}
+    kinds = PARALLELISMS if wanted is None else (wanted,)
+    kind = next((kind for kind in kinds if not obstacles[kind]), None)
+    if kind is None:
+        raise _indivisible(config, group.size(), {kind: obstacles[kind] for kind in kinds})
+    network: Any = model
+    if kind == "tensor":
+        network.shard(group)
+    else:
+        network.model.pipeline(group)
+    return kind
+
+
+def _against_tensor(model: nn.Module, config: Mapping[str, Any], size: int) -> Iterator[str]:
+    if not hasattr(model, "shard"):
+        yield "mlx-lm cannot share out the layers of this architecture"
+        return
+    inner = {**config, **(config.get("text_config") or {})}
+    heads = int(inner.get("num_attention_heads") or 0)
+    kv_heads = int(inner.get("num_key_value_heads") or heads)
+    neurons = int(inner.get("intermediate_size") or 0)
+    numbers = {"attention heads": heads, "key and value heads": kv_heads, "neurons a layer": neurons}
+    yield from (f"its {number} {name} are no multiple of {size}" for name, number in numbers.items() if number % size)
+    if (quantization := inner.get("quantization")) and not neurons % size:
+        group = int(quantization["group_size"])
+        width = int(inner.get("head_dim") or int(inner.get("hidden_size") or 0) // max(heads, 1))
+        parts = {"neurons": neurons // size, "attention outputs": heads * width // size}
+        yield from (
+            f"each would have {part} {name}, no multiple of the {group} that share a scale"
+            for name, part in parts.items()
+            if part % group
+        )
+
+
+def _against_pipeline(model: nn.Module, config: Mapping[str, Any], size: int) -> Iterator[str]:
+    if not hasattr(getattr(model, "model", None), "pipeline"):
+        yield "mlx-lm has no pipeline for this architecture"
+    elif (layers := len(model.layers)) % size:
+        # Everybody has to count the same bytes, or they would decide otherwise about memory.
+        yield f"its {layers} layers are no multiple of {size}"
+
+
+_OBSTACLES = {"tensor": _against_tensor, "pipeline": _against_pipeline}
+
+
+def _indivisible(config: Mapping[str, Any], size: int, obstacles: Mapping[Parallelism, list[str]]) -> ModelLoadError:
+    reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
+    return ModelLoadError(
+        f"This model ({config.get('model_type')}) cannot be divided among {size} processes. {reasons}.",
+        suggestions=("Start another number of processes.", "Leave out --parallelism to take whichever is possible."),
+    )
