@@ -17,7 +17,7 @@ def write_group_model(starter: Path, folder: Path, seed: int = 0) -> Path:
         49152,
         hidden_size=192,
         head_dim=32,
-        intermediate_size=192,
+        intermediate_size=384,
         num_attention_heads=6,
         num_key_value_heads=6,
         num_hidden_layers=6,

@@ -303,13 +303,13 @@ class QueueFullError(UnavailableError):
 
 
 class ShuttingDownError(UnavailableError):
-    """The server ends."""
+    """The server ends, perhaps to begin anew."""
 
     code = "shutting_down"
 
-    def __init__(self) -> None:
+    def __init__(self, message: str = "The server is shutting down.") -> None:
         super().__init__(
-            "The server is shutting down.",
+            message,
             retry_after=10,
             suggestions=("Try again after the seconds in Retry-After, when it may be back.",),
         )

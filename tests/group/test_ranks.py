@@ -103,7 +103,15 @@ def test_the_launcher_of_a_follower_is_killed(model: Path) -> None:
         worker = serving.ranks[1].worker
         serving.ranks[1].process.kill()
         wait_until(lambda: "rank 1 is gone" in ready(serving.url)[1], lambda: serving.log)
-        assert not Path(f"/proc/{worker}").exists()
+        wait_until(lambda: not runs(worker))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not only its number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_other_weights(model: Path, tmp_path: Path) -> None:

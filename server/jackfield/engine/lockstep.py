@@ -88,8 +88,15 @@ class LeadingBatch(DecodeBatch):
         asked = self._logits is not None and bool(self.sequences)
         super().sample()
         if asked:
-            self._tokens = self._collective.from_leader(self._tokens)
-            mx.async_eval(self._tokens)
+            self._tokens = _agreed(self._tokens, self._collective, self._runner)
+
+
+def _agreed(tokens: mx.array, collective: Collective, runner: Runner) -> mx.array:
+    """The leader's tokens, int32 [rows]; does not wait for them."""
+    # When somebody dies meanwhile, what comes may be anything, and the network looks it up before anybody learns of it.
+    agreed = mx.clip(collective.from_leader(tokens), 0, runner.vocabulary - 1)
+    mx.async_eval(agreed)
+    return agreed
 
 
 def _verdict(step: Step) -> Verdict:
@@ -209,8 +216,7 @@ class FollowingBatch(DecodeBatch):
         if self._logits is None or not self.sequences:
             return
         self._logits = None
-        self._tokens = self._collective.from_leader(self._tokens)
-        mx.async_eval(self._tokens)
+        self._tokens = _agreed(self._tokens, self._collective, self._runner)
 
 
 class FollowingScheduler(Scheduler):

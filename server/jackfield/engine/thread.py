@@ -234,7 +234,8 @@ class Engine:
         if self._watching is not None:
             self._watching.cancel()
         self._tell("engine_failed", "error", reason)
-        self._fail(EngineError(reason, suggestions=("Send it again in a minute: the server is started anew.",)))
+        # Told even in the middle of a stream: whoever repeats a request finds the server ending, and then anew.
+        self._fail(ShuttingDownError(reason))
         if self._worker is not None:
             self._worker.abandon()
 

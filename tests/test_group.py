@@ -1,0 +1,246 @@
+"""What a group of processes is made of; what it does as a whole is in tests/group."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mlx_lm.models.qwen2 import Model, ModelArgs
+
+from group_model import write_group_model
+from groups import group
+from jackfield.cli import main
+from jackfield.engine.lockstep import from_message, to_message
+from jackfield.engine.request import EmbeddingRequest, GenerationRequest, PromptImage, SamplingParameters
+from jackfield.errors import ConfigurationError, ModelLoadError
+from jackfield.group.keeper import AGAIN, PARENT, does_the_work
+from jackfield.group.line import Line
+from jackfield.group.rank import Rank, from_environment
+from jackfield.models.folder import contents_of
+from jackfield.models.sharding import shard
+from model_fixtures import tiny_config
+
+# --- Ranks ---------------------------------------------------------------------------------------------------------
+
+
+def listed(path: Path, hosts: list[list[str]]) -> str:
+    path.write_text(json.dumps(hosts))
+    return str(path)
+
+
+def test_ranks_of_every_backend(tmp_path: Path) -> None:
+    ring = {"MLX_RANK": "1", "MLX_HOSTFILE": listed(tmp_path / "ring", [["10.0.0.1:5000"], ["10.0.0.2:5001"]])}
+    devices = listed(tmp_path / "devices", [[None, "rdma_en5"], ["rdma_en5", None]])  # type: ignore[list-item]
+    jaccl = {"MLX_RANK": "0", "MLX_IBV_DEVICES": devices, "MLX_JACCL_COORDINATOR": "10.0.0.1:32323"}
+    nccl = {"MLX_RANK": "3", "MLX_WORLD_SIZE": "4", "NCCL_HOST_IP": "10.0.0.9", "NCCL_PORT": "12345"}
+    mpi = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}
+    assert from_environment(ring) == Rank(1, 2, "10.0.0.1")
+    assert from_environment(jaccl) == Rank(0, 2, "10.0.0.1")
+    assert from_environment(nccl) == Rank(3, 4, "10.0.0.9")
+    assert from_environment(mpi) == Rank(2, 3)
+
+
+def test_a_process_alone_has_no_rank(tmp_path: Path) -> None:
+    """mlx.launch of one process leaves the list empty."""
+    empty = tmp_path / "hosts"
+    empty.write_text("")
+    assert from_environment({}) is None
+    assert from_environment({"MLX_RANK": "0"}) is None
+    assert from_environment({"MLX_RANK": "0", "MLX_HOSTFILE": str(empty)}) is None
+    assert from_environment({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}) is None
+
+
+def test_contradictions_are_named(tmp_path: Path) -> None:
+    hosts = listed(tmp_path / "hosts", [["10.0.0.1:5000"], ["10.0.0.2:5001"]])
+    with pytest.raises(ConfigurationError, match="MLX_RANK is 2, in a group of 2"):
+        from_environment({"MLX_RANK": "2", "MLX_HOSTFILE": hosts})
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        from_environment({"MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "none")})
+
+
+# --- Lines ---------------------------------------------------------------------------------------------------------
+
+
+def test_lines_bring_messages_in_order_and_tell_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = Line(socket.create_connection(listener.getsockname()))
+        far = Line(listener.accept()[0])
+    near.send({"step": [1, 2.5]})
+    near.send({"text": "ü\n"})
+    near.close()
+    assert list(far) == [{"step": [1, 2.5]}, {"text": "ü\n"}]
+    with pytest.raises(ConnectionError):
+        far.receive()
+    far.close()
+
+
+# --- Requests ------------------------------------------------------------------------------------------------------
+
+
+def test_followers_get_of_a_request_what_the_model_sees() -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    image = PromptImage(1, 2, pixels, b"d" * 32)
+    request = GenerationRequest(
+        "a", (1, 2, 2, 3), 7, SamplingParameters(seed=4), images=(image,), priority=-10, deadline=5.5
+    )
+    copy = from_message(json.loads(json.dumps(to_message(request))))
+    assert isinstance(copy, GenerationRequest)
+    assert (copy.id, copy.prompt, copy.max_tokens, copy.priority, copy.deadline) == ("a", (1, 2, 2, 3), 7, -10, 5.5)
+    assert (copy.images[0].start, copy.images[0].end, copy.images[0].digest) == (1, 3, b"d" * 32)
+    assert np.array_equal(copy.images[0].pixels, pixels)
+    texts = EmbeddingRequest("b", ((1, 2), (3,)), "last", priority=60)
+    assert from_message(json.loads(json.dumps(to_message(texts)))) == texts
+
+
+# --- Keeping the work up -------------------------------------------------------------------------------------------
+
+KEEP = "import sys; from jackfield.group.keeper import keep_up; sys.exit(keep_up(sys.argv[1:]))"
+
+
+def kept(script: str, tmp_path: Path) -> "subprocess.Popen[bytes]":
+    """A process that keeps another one up, which appends a line to a file each time that it starts."""
+    begin = (
+        f"import os, signal, sys, time\nlog = open({str(tmp_path / 'starts')!r}, 'a')\nlog.write('x')\nlog.close()\n"
+    )
+    command = [sys.executable, "-c", KEEP, sys.executable, "-c", begin + script]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def starts(tmp_path: Path) -> int:
+    return len((tmp_path / "starts").read_text()) if (tmp_path / "starts").exists() else 0
+
+
+@pytest.mark.parametrize("last", [0, 1, 3])
+def test_the_status_of_work_that_ends_by_itself(last: int, tmp_path: Path) -> None:
+    assert kept(f"sys.exit({last})", tmp_path).wait(30) == last
+    assert starts(tmp_path) == 1
+
+
+@pytest.mark.parametrize("falls", [f"sys.exit({AGAIN})", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_work_begins_anew(falls: str, tmp_path: Path) -> None:
+    """When the group fell apart, and when the process was killed."""
+    once = f"if len(open({str(tmp_path / 'starts')!r}).read()) < 3: {falls}"
+    assert kept(once, tmp_path).wait(30) == 0
+    assert starts(tmp_path) == 3
+
+
+def test_a_signal_is_passed_on_and_ends_it(tmp_path: Path) -> None:
+    keeper = kept(f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({AGAIN}))\ntime.sleep(60)", tmp_path)
+    while not starts(tmp_path):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(30) == 0
+    assert starts(tmp_path) == 1
+
+
+def test_who_does_the_work() -> None:
+    assert does_the_work({PARENT: str(os.getppid())})
+    assert not does_the_work({})
+    assert not does_the_work({PARENT: "1" if os.getppid() != 1 else "2"})
+
+
+# --- Dividing networks ---------------------------------------------------------------------------------------------
+
+
+class Size:
+    """A group of so many, of which this is one."""
+
+    def __init__(self, size: int, rank: int = 0) -> None:
+        self._size, self._rank = size, rank
+
+    def size(self) -> int:
+        return self._size
+
+    def rank(self) -> int:
+        return self._rank
+
+
+def network(**changes: object) -> tuple[Model, dict[str, object]]:
+    config = tiny_config("qwen2", 64, **changes)
+    return Model(ModelArgs.from_dict(config)), config
+
+
+def test_every_layer_is_shared_out_where_that_is_possible() -> None:
+    model, config = network()
+    assert shard(model, config, Size(2, 1)) == "tensor"  # type: ignore[arg-type]
+    assert model.layers[0].self_attn.n_heads == 2
+    assert model.layers[0].mlp.up_proj.weight.shape == (64, 64)
+
+
+def test_layers_are_where_it_is_not() -> None:
+    model, config = network(num_attention_heads=3, num_key_value_heads=3, hidden_size=96)
+    assert shard(model, config, Size(2, 1)) == "pipeline"  # type: ignore[arg-type]
+    assert len(model.layers) == 1
+
+
+def test_what_cannot_be_divided_says_why() -> None:
+    model, config = network()
+    with pytest.raises(ModelLoadError, match="its 4 attention heads are no multiple of 3") as refused:
+        shard(model, config, Size(3))  # type: ignore[arg-type]
+    assert "its 2 layers are no multiple of 3" in refused.value.message
+    with pytest.raises(ModelLoadError, match=r"among 3 processes\. pipeline: its 2 layers"):
+        shard(model, config, Size(3), "pipeline")  # type: ignore[arg-type]
+
+
+def test_scales_are_not_divided() -> None:
+    model, config = network(intermediate_size=192)
+    config["quantization"] = {"group_size": 64, "bits": 4}
+    with pytest.raises(ModelLoadError, match="each would have 96 neurons, no multiple of the 64 that share a scale"):
+        shard(model, config, Size(2), "tensor")  # type: ignore[arg-type]
+
+
+def test_a_network_that_mlx_lm_cannot_divide() -> None:
+    class Whole:
+        layers = (1, 2)
+        model = None
+
+    with pytest.raises(ModelLoadError, match="has no pipeline for this architecture"):
+        shard(Whole(), {"model_type": "whole"}, Size(2))  # type: ignore[arg-type]
+
+
+def test_copies_have_the_same_contents(tiny_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tiny_model.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert contents_of(copy) == contents_of(tiny_model)
+    (copy / "config.json").write_text("{}")
+    assert contents_of(copy) != contents_of(tiny_model)
+
+
+# --- What a group does not have ------------------------------------------------------------------------------------
+
+
+def test_one_model_and_no_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = listed(tmp_path / "hosts", [["127.0.0.1:1"], ["127.0.0.1:2"]])
+    # As one of two followers, which has been started by somebody to do the work.
+    for name, value in {"MLX_RANK": "1", "MLX_HOSTFILE": hosts, PARENT: str(os.getppid())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JACKFIELD_PLUGINS", "none")
+    for flags in (["--model", "starter", "--model", "other/model"], ["--adapter", "poet=./poet"]):
+        result = CliRunner().invoke(main, ["serve", *flags])
+        assert result.exit_code == 1
+        assert "serve one model, and no adapters" in result.output
+
+
+# --- As a whole ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_serve_one_model(starter: Path, tmp_path: Path) -> None:
+    """Much more of this is in tests/group."""
+    model = write_group_model(starter, tmp_path / "group-model")
+    with group(model, 2) as serving:
+        asked = {"model": "group-model", "prompt": "The fox", "max_tokens": 8, "seed": 1}
+        answers = {serving.client.completions.create(**asked).choices[0].text for _ in range(2)}
+        assert len(answers) == 1
+        for rank in serving.ranks:
+            rank.process.terminate()
+        assert [rank.process.wait(60) for rank in serving.ranks] == [0, 0]
