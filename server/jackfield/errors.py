@@ -469,6 +469,15 @@ class GroupLostError(GroupError):
     exit_status: ClassVar[int] = 75
     """EX_TEMPFAIL of BSD's sysexits.h."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            suggestions=(
+                "Wait: all processes begin anew by themselves.",
+                "If it goes on, see that all of them run and that their machines reach each other.",
+            ),
+        )
+
 
 class ModelLoadError(JackfieldError):
     """A model cannot be served; the message says why and the suggestions what to do."""

@@ -42,6 +42,8 @@ BEAT_SECONDS = 1.0
 JOIN_SECONDS = 60.0
 """How long it may take to come to the leader once MLX has connected everybody."""
 
+ALIKE = ("Install the same versions everywhere.", "Copy rank 0's folder of the model to the others.")
+
 SHARED = (
     "parallelism",
     "dtype",
@@ -174,7 +176,7 @@ class Leader:
         if difference := next(filter(None, (_difference(heard[one], contents) for one in sorted(heard))), None):
             for line in lines.values():
                 line.send({"refused": difference})
-            raise GroupError(difference)
+            raise GroupError(difference, suggestions=ALIKE)
         machines = Counter([_machine(), *(hello["machine"] for hello in heard.values())])
         shared = settings.model_dump(include=set(SHARED))
         for number, line in lines.items():
@@ -207,9 +209,15 @@ class Leader:
             if answer is None:
                 raise GroupLostError(f"Rank {number} is gone.")
             if "failed" in answer:
-                raise GroupError(f"Rank {number} cannot go on: {answer['failed']}")
+                raise GroupError(
+                    f"Rank {number} cannot go on: {answer['failed']}",
+                    suggestions=("See what it says itself, and what jackfield doctor says on its machine.",),
+                )
             if answer["kinds"] != kinds:
-                raise GroupError(f"Rank {number} computes otherwise than rank 0: {answer['kinds']} and {kinds}.")
+                raise GroupError(
+                    f"Rank {number} computes otherwise than rank 0: {answer['kinds']} and {kinds}.",
+                    suggestions=("Take machines that are alike.", "Set dtype = float32 where one of them is a CPU."),
+                )
         pool = min([plan.kv_pool, *(answer["pool"] for answer in answers.values() if answer)])
         self.tell({"pool": pool})
         return _with_pool(plan, pool)
@@ -275,7 +283,7 @@ class Follower:
         except ConnectionError as error:
             raise GroupLostError("The leader is gone.") from error
         if "refused" in welcome:
-            raise GroupError(welcome["refused"])
+            raise GroupError(welcome["refused"], suggestions=ALIKE)
         self.share = welcome["share"]
         self._line = line
         threading.Thread(target=self._listen, args=[line], name="jackfield-group", daemon=True).start()
@@ -349,7 +357,10 @@ def _listen(hosts: list[str]) -> socket.socket:
             return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError as error:
             logger.debug("cannot listen on %s: %s", host, error)
-    raise GroupError(f"Cannot listen on any of {', '.join(hosts)}.")
+    raise GroupError(
+        f"Cannot listen on any of {', '.join(hosts)}.",
+        suggestions=("Give rank 0's own address in the list of hosts.",),
+    )
 
 
 def _connect(hosts: list[str], port: int) -> Line:
