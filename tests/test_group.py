@@ -22,7 +22,8 @@ from jackfield.engine.request import EmbeddingRequest, GenerationRequest, Prompt
 from jackfield.errors import ConfigurationError, ModelLoadError
 from jackfield.group.keeper import AGAIN, PARENT, does_the_work
 from jackfield.group.line import Line
-from jackfield.group.rank import Rank, from_environment
+from jackfield.group.member import _hello as hello_of
+from jackfield.group.rank import Rank, addresses, from_environment
 from jackfield.models.folder import contents_of
 from jackfield.models.sharding import shard
 from model_fixtures import tiny_config
@@ -79,6 +80,39 @@ def test_lines_bring_messages_in_order_and_tell_the_end() -> None:
     with pytest.raises(ConnectionError):
         far.receive()
     far.close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"1\n", b"[]\n", b"{\n", b"[" * 4096, b'{"a": "' + b"x" * 9000 + b'"}\n', b"\xff\n"]
+)
+def test_strangers_are_heard_briefly(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stranger = socket.create_connection(listener.getsockname())
+        line = Line(listener.accept()[0])
+    with stranger:
+        stranger.sendall(said)
+        with pytest.raises((ValueError, OSError, RecursionError)):
+            line.first(0.3)
+    line.close()
+
+
+@pytest.mark.parametrize("said", [{"secret": "é"}, {"rank": 1}, {"secret": 3}, {"secret": "other", "rank": 1}])
+def test_only_who_knows_the_secret_is_of_the_group(said: dict[str, object]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = Line(socket.create_connection(listener.getsockname()))
+        far = Line(listener.accept()[0])
+    near.send(said)
+    assert hello_of(far, "secret") is None
+    near.close()
+    far.close()
+
+
+def test_the_leader_is_reached_where_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else, with MPI, where its name leads to, which on Debian is the machine itself as well."""
+    found = [(2, 1, 6, "", ("127.0.1.1", 0)), (2, 1, 6, "", ("10.0.0.7", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert addresses(Rank(0, 2, "10.0.0.1")) == ["10.0.0.1"]
+    assert addresses(Rank(0, 2)) == ["10.0.0.7", "127.0.1.1"]
 
 
 # --- Requests ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import cast
 
 from jackfield.engine.lockstep import FollowingScheduler
-from jackfield.errors import JackfieldError
+from jackfield.errors import GroupLostError, JackfieldError
 from jackfield.group.keeper import AGAIN, end_process, watch_parent
 from jackfield.group.member import Follower
 from jackfield.group.rank import Rank
@@ -39,6 +39,8 @@ def follow(
     Raises:
         JackfieldError: this process cannot serve the model.
     """
+    own = settings.of_model(sole_model(settings))
+    folder = fetch(own.model)
 
     def lost(reason: str) -> None:
         tell(f"Rank {rank.number} ends: {reason}.")
@@ -46,15 +48,20 @@ def follow(
 
     _end_with_leader(settings.drain_seconds)
     watch_parent(lambda: lost("nobody looks after it"))
-    own = settings.of_model(sole_model(settings))
-    folder = fetch(own.model)
-    follower = Follower(rank, lost)
-    failures: list[Exception] = []
+
+    def ended() -> None:
+        # It may wait for the others in MLX, and not hear of it.
+        late = threading.Timer(LATE_SECONDS, end_process, [0])
+        late.daemon = True
+        late.start()
+
+    follower = Follower(rank, lost, ended)
+    failures: list[BaseException] = []
 
     def work() -> None:
         try:
             _work(follower, SchedulerLoader(own, folder, tell, hooks.engine, member=follower))
-        except Exception as error:
+        except BaseException as error:  # also the panics of extensions written in Rust
             failures.append(error)
 
     # On a thread, since a signal is heard only where Python is at work, and not where MLX waits for the others.
@@ -73,6 +80,9 @@ def _work(follower: Follower, load: SchedulerLoader) -> None:
     except JackfieldError as error:
         follower.failed(error.message)
         raise
+    except (RuntimeError, MemoryError, OSError) as error:
+        # MLX says so when another process has died meanwhile, or memory was short.
+        raise GroupLostError(f"{follower.rank} could not load its part: {error}.") from error
     try:
         cast(FollowingScheduler, scheduler).follow()
     except Exception:

@@ -24,8 +24,9 @@ from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import Reloader
 from jackfield.cli.signals import Signals
 from jackfield.connections import Limits, protocol
+from jackfield.errors import JackfieldError
 from jackfield.events import EventBus
-from jackfield.group.keeper import AGAIN, watch_parent
+from jackfield.group.keeper import AGAIN, end_process, watch_parent
 from jackfield.group.member import Leader
 from jackfield.group.rank import Rank
 from jackfield.hooks.calls import Hooks
@@ -103,8 +104,13 @@ async def run(
                 signals.reload = partial(systemd.reloading, reloader.reload)
                 await _serve(app, settings, listener, signals, loss)
         status = AGAIN if loss.happened else 0
+    except JackfieldError as error:
+        status = error.exit_status
+        raise
     finally:
         await lineup.stop()
+        if leader is not None:
+            leader.end()
         await _leave_behind(workers, status)
     if status:
         sys.exit(status)
@@ -154,11 +160,11 @@ async def _leave_behind(workers: ThreadPoolExecutor, status: int) -> None:
         task.cancel()
     if left and (await asyncio.wait(left, timeout=END_SECONDS))[1]:
         logger.error("Plugins do not end; the server does.")
-        _end_process(status)
+        end_process(status)
     workers.shutdown(wait=False, cancel_futures=True)
     if not _end(ENGINES, WORKERS):
         logger.debug("Something is still at work; the server ends.")
-        _end_process(status)
+        end_process(status)
 
 
 def _end(*names: str) -> bool:
@@ -169,12 +175,6 @@ def _end(*names: str) -> bool:
             return False
         time.sleep(0.01)
     return True
-
-
-def _end_process(status: int) -> None:
-    """Whatever still runs in it."""
-    logging.shutdown()
-    os._exit(status)
 
 
 def _config(app: Starlette, settings: Settings) -> uvicorn.Config:

@@ -267,6 +267,8 @@ class FollowingScheduler(Scheduler):
                 self.resize(pool, prefix_cache)
             case {"rest": _}:
                 self.rest()
+            case _:
+                raise ValueError(f"the leader says {sorted(message)}, which means nothing here")
 
 
 # --- Requests, as far as followers need them ---------------------------------------------------------------------

@@ -55,25 +55,29 @@ def keep_up(command: Sequence[str]) -> int:
 
 
 def _run(command: Sequence[str], ending: threading.Event) -> int:
-    # A session of its own: what a terminal sends to all comes from here, once.
-    child = subprocess.Popen(command, env={**os.environ, PARENT: str(os.getpid())}, start_new_session=True)  # noqa: S603 - itself
+    child: subprocess.Popen[bytes] | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGHUP:
             ending.set()
-        child.send_signal(signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
+        if child is not None:
+            child.send_signal(signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
+    # A session of its own: what a terminal sends to all comes from here, once.
+    child = subprocess.Popen(command, env={**os.environ, PARENT: str(os.getpid())}, start_new_session=True)  # noqa: S603 - itself
+    if ending.is_set():
+        child.terminate()
     return child.wait()
 
 
 def watch_parent(orphaned: Callable[[], None]) -> None:
     """Call ``orphaned`` once, on a thread, when the process that started this one is gone."""
-    parent = os.getppid()
+    parent = os.environ[PARENT]
 
     def look() -> None:
-        while os.getppid() == parent:
+        while str(os.getppid()) == parent:
             time.sleep(LOOK_SECONDS)
         orphaned()
 

@@ -17,6 +17,10 @@ SILENCE_SECONDS = 15
 """A machine that answers nothing at all for so long is gone; processes send more often than that."""
 
 
+FIRST_BYTES = 4096
+"""What somebody unknown may send."""
+
+
 class Line:
     """One end. Any thread may send; one of them reads.
 
@@ -47,6 +51,23 @@ class Line:
         with contextlib.suppress(OSError, ValueError):
             for line in self._file:
                 yield json.loads(line)
+
+    def first(self, seconds: float) -> Message:
+        """The first message of somebody unknown: a short one, and soon.
+
+        Raises:
+            ValueError: it is none.
+            OSError: it does not come.
+        """
+        deadline = threading.Timer(seconds, self._connection.shutdown, [socket.SHUT_RDWR])
+        deadline.start()
+        try:
+            message = json.loads(self._file.readline(FIRST_BYTES))
+        finally:
+            deadline.cancel()
+        if not isinstance(message, dict):
+            raise ValueError("no message")
+        return message
 
     def receive(self) -> Message:
         """The next message.

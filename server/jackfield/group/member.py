@@ -1,6 +1,6 @@
 """This process's part in a group: it joins, agrees with the others on what to do, and leads or follows.
 
-All of it is the engine thread's, but for `Leader.lost` and what the lines' own threads do.
+All of it is the engine thread's, but for `Leader.lose`, `Leader.end` and what the lines' own threads do.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -41,6 +42,11 @@ BEAT_SECONDS = 1.0
 
 JOIN_SECONDS = 60.0
 """How long it may take to come to the leader once MLX has connected everybody."""
+
+HELLO_SECONDS = 5.0
+"""How long whoever comes may take to say who he is."""
+
+UNLIKE = ("Take machines that are alike.", "Set dtype = float32 where one of them is a CPU.")
 
 ALIKE = ("Install the same versions everywhere.", "Copy rank 0's folder of the model to the others.")
 
@@ -76,28 +82,41 @@ class Member(Protocol):
             GroupError: they are not there, or do not fit together.
         """
 
-    def agree(self, plan: MemoryPlan, kinds: str) -> MemoryPlan:
+    def agree(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan, with no more memory than everybody has.
 
-        Args:
-            plan: what this process has.
-            kinds: what its caches hold, which has to be alike everywhere.
-
         Raises:
-            GroupError: the others cannot go on.
+            GroupError: the others cannot go on, or keep something else of a token.
         """
 
     def scheduler(
         self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
     ) -> Scheduler:
-        """One that keeps step with the others."""
+        """One that keeps step with the others.
+
+        Raises:
+            GroupError: they would not take the same steps.
+        """
 
 
-def _meet() -> Collective:
+def _meet(rank: Rank) -> Collective:
     try:
-        return Collective(mx.distributed.init(strict=True))
+        collective = Collective(mx.distributed.init(strict=True))
     except (RuntimeError, ValueError) as error:
         raise GroupLostError(f"The processes of the group cannot reach each other: {error}.") from error
+    if (collective.rank, collective.size) != (rank.number, rank.size):
+        raise GroupError(
+            f"This is {rank} by the environment, and rank {collective.rank} of {collective.size} to MLX.",
+            suggestions=("Start it with one launcher only: variables of another one may be left (PMI_RANK, ...).",),
+        )
+    return collective
+
+
+def _check_alike(collective: Collective, runner: Runner) -> None:
+    """What a runner has found out about its model decides which steps it takes."""
+    found = mx.array([runner.ragged, runner.fuses], dtype=mx.int32)
+    if not mx.array_equal(collective.from_leader(found), found).item():
+        raise GroupError("The processes of the group compute differently.", suggestions=UNLIKE)
 
 
 def _versions() -> dict[str, str]:
@@ -128,6 +147,7 @@ class Leader:
         self._lines: dict[int, Line] = {}
         self._answers: dict[int, SimpleQueue[Message | None]] = {}
         self._free: dict[int, int] = {}
+        self._agreed = False
         self._closing = False
         self._losing = threading.Lock()
 
@@ -138,8 +158,11 @@ class Leader:
             self.lose("the engine failed")
             raise GroupLostError(self.loss or "The group has fallen apart.")
         logger.info("%s waits for the others.", self.rank)
-        self.collective = _meet()
-        self._welcome(settings, contents_of(folder), *self._accept())
+        self.collective = _meet(self.rank)
+        try:
+            self._welcome(settings, contents_of(folder), *self._accept())
+        except OSError as error:
+            raise GroupLostError(f"The group does not come together: {error}.") from error
         threading.Thread(target=self._beat, name="jackfield-group", daemon=True).start()
         return settings
 
@@ -147,30 +170,22 @@ class Leader:
         """A line to each follower, and what they say of themselves."""
         secret = secrets.token_hex(16)
         with _listen(addresses(self.rank)) as listener:
-            listener.settimeout(JOIN_SECONDS)
             where = {"addresses": addresses(self.rank), "port": listener.getsockname()[1], "secret": secret}
             self.collective.text_from_leader(json.dumps(where))
             lines: dict[int, Line] = {}
             heard: dict[int, Message] = {}
+            deadline = time.monotonic() + JOIN_SECONDS
             while len(lines) < self.rank.size - 1:
-                line, hello = self._next(listener, secret)
-                if line is not None:
+                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    line = Line(listener.accept()[0])
+                except TimeoutError:
+                    raise GroupLostError("Some processes of the group do not come.") from None
+                if hello := _hello(line, secret):
                     lines[hello["rank"]], heard[hello["rank"]] = line, hello
+                else:
+                    line.close()
         return lines, heard
-
-    @staticmethod
-    def _next(listener: socket.socket, secret: str) -> tuple[Line | None, Message]:
-        try:
-            line = Line(listener.accept()[0])
-            hello = line.receive()
-        except TimeoutError:
-            raise GroupLostError("Some processes of the group do not come.") from None
-        except (ConnectionError, ValueError):
-            return None, {}
-        if secrets.compare_digest(str(hello.get("secret")), secret):
-            return line, hello
-        line.close()
-        return None, {}
 
     def _welcome(self, settings: Settings, contents: str, lines: dict[int, Line], heard: dict[int, Message]) -> None:
         if difference := next(filter(None, (_difference(heard[one], contents) for one in sorted(heard))), None):
@@ -191,7 +206,9 @@ class Leader:
             if "free" in message:
                 self._free[number] = message["free"]
                 continue
-            # Its end is announced.
+            if "failed" in message and self._agreed:
+                self.lose(f"rank {number} cannot go on: {message['failed']}")
+            # Whoever waits for an answer learns of it, and it ends as it says.
             self._closing = self._closing or "failed" in message
             self._answers[number].put(message)
         self._answers[number].put(None)
@@ -202,9 +219,11 @@ class Leader:
             self.tell({"beat": True})
             time.sleep(BEAT_SECONDS)
 
-    def agree(self, plan: MemoryPlan, kinds: str) -> MemoryPlan:
+    def agree(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan, with no more memory than everybody has."""
-        answers = {number: queue.get() for number, queue in self._answers.items()}
+        answers = {number: self._answers[number].get() for number in sorted(self._answers)}
+        self._agreed = True
+        own = _needs(plan)
         for number, answer in answers.items():
             if answer is None:
                 raise GroupLostError(f"Rank {number} is gone.")
@@ -213,19 +232,18 @@ class Leader:
                     f"Rank {number} cannot go on: {answer['failed']}",
                     suggestions=("See what it says itself, and what jackfield doctor says on its machine.",),
                 )
-            if answer["kinds"] != kinds:
-                raise GroupError(
-                    f"Rank {number} computes otherwise than rank 0: {answer['kinds']} and {kinds}.",
-                    suggestions=("Take machines that are alike.", "Set dtype = float32 where one of them is a CPU."),
-                )
-        pool = min([plan.kv_pool, *(answer["pool"] for answer in answers.values() if answer)])
-        self.tell({"pool": pool})
-        return _with_pool(plan, pool)
+            if answer["layers"] != own["layers"]:
+                raise GroupError(f"Rank {number} keeps something else of a token than rank 0.", suggestions=UNLIKE)
+        needs = [own, *(answer for answer in answers.values() if answer)]
+        agreed = {"pool": min(one["pool"] for one in needs), "workspace": max(one["workspace"] for one in needs)}
+        self.tell({"agreed": agreed})
+        return _agreeing(plan, **agreed)
 
     def scheduler(
         self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
     ) -> Scheduler:
         """One whose steps the others take too."""
+        _check_alike(self.collective, runner)
         return LeadingScheduler(runner, prefix_cache, max_batch, guard, pace, self.collective, self)
 
     # --- What the scheduler tells ------------------------------------------------------------------------------
@@ -244,6 +262,11 @@ class Leader:
             except OSError:
                 self.lose(f"rank {number} is gone")
 
+    def end(self) -> None:
+        """This process ends, and so do the others; harmless if they have."""
+        if self.loss is None:
+            self.tell({"close": True})
+
     def lose(self, reason: str) -> None:
         """The group has fallen apart; once is enough, more often is harmless."""
         with self._losing:
@@ -260,28 +283,30 @@ class Follower:
     Args:
         rank: this process's.
         lost: called on any thread when the leader is gone: the engine thread may wait for it for ever.
+        ended: the same when the leader has said that it ends.
     """
 
-    def __init__(self, rank: Rank, lost: Callable[[str], None]) -> None:
+    def __init__(self, rank: Rank, lost: Callable[[str], None], ended: Callable[[], None]) -> None:
         self.rank = rank
         self.share = 1
         self.collective: Collective
         self.free: Callable[[], int] = lambda: 1 << 62
         """Tells how much memory there is; safe to call on any thread."""
         self._lost = lost
+        self._ended = ended
         self._line: Line | None = None
         self._messages: SimpleQueue[Message] = SimpleQueue()
 
     def join(self, settings: Settings, folder: Path) -> Settings:
         """Meet the others, and hear the settings."""
-        self.collective = _meet()
-        where = json.loads(self.collective.text_from_leader())
-        line = _connect(where["addresses"], where["port"])
-        line.send({"secret": where["secret"], "rank": self.rank.number, "machine": _machine(), **_own(folder)})
+        self.collective = _meet(self.rank)
         try:
+            where = json.loads(self.collective.text_from_leader())
+            line = _connect(where["addresses"], where["port"])
+            line.send({"secret": where["secret"], "rank": self.rank.number, "machine": _machine(), **_own(folder)})
             welcome = line.receive()
-        except ConnectionError as error:
-            raise GroupLostError("The leader is gone.") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise GroupLostError(f"The leader is gone: {error}.") from error
         if "refused" in welcome:
             raise GroupError(welcome["refused"], suggestions=ALIKE)
         self.share = welcome["share"]
@@ -296,21 +321,31 @@ class Follower:
                 continue
             self._messages.put(message)
             if "close" in message:
+                self._ended()
                 return
         self._lost("the leader is gone")
 
     def _beat(self, line: Line) -> None:
-        try:
-            while True:
-                line.send({"free": self.free()})
-                time.sleep(BEAT_SECONDS)
-        except OSError:
-            logger.debug("The leader hears nothing any more.")
+        while True:
+            try:
+                free = self.free()
+            except Exception:
+                logger.exception("It cannot be told how much memory is free.")
+                free = 0
+            try:
+                line.send({"free": free})
+            except OSError:
+                logger.debug("The leader hears nothing any more.")
+                return
+            time.sleep(BEAT_SECONDS)
 
-    def agree(self, plan: MemoryPlan, kinds: str) -> MemoryPlan:
+    def agree(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan, with no more memory than everybody has."""
-        self._send({"pool": plan.kv_pool, "kinds": kinds})
-        return _with_pool(plan, self._messages.get()["pool"])
+        self._send(_needs(plan))
+        message = self._messages.get()
+        if "agreed" not in message:
+            raise GroupError("The leader has ended.", suggestions=("See what it says itself.",))
+        return _agreeing(plan, **message["agreed"])
 
     def failed(self, reason: str) -> None:
         """Tell the leader, if it is there, that there is no going on."""
@@ -325,12 +360,28 @@ class Follower:
         self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
     ) -> FollowingScheduler:
         """One that takes the leader's steps."""
+        _check_alike(self.collective, runner)
         self.free = guard.free
         return FollowingScheduler(runner, prefix_cache, max_batch, guard, pace, self.collective, self._messages.get)
 
 
-def _with_pool(plan: MemoryPlan, pool: int) -> MemoryPlan:
-    return plan.within(plan.total - (plan.kv_pool - pool)).fitting()
+def _needs(plan: MemoryPlan) -> Message:
+    return {"pool": plan.kv_pool, "workspace": plan.workspace, "layers": str(plan.layers)}
+
+
+def _agreeing(plan: MemoryPlan, pool: int, workspace: int) -> MemoryPlan:
+    return replace(plan, workspace=workspace).within(plan.weights + workspace + pool)
+
+
+def _hello(line: Line, secret: str) -> Message | None:
+    """What a follower says of itself; None if it is somebody else."""
+    try:
+        hello = line.first(HELLO_SECONDS)
+        known = secrets.compare_digest(str(hello["secret"]).encode(), secret.encode())
+    except Exception as error:  # a stranger may say anything
+        logger.warning("Somebody who is no process of the group has called: %s.", type(error).__name__)
+        return None
+    return hello if known else None
 
 
 def _own(folder: Path) -> Message:

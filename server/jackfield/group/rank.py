@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from jackfield.errors import ConfigurationError
@@ -85,4 +86,6 @@ def addresses(rank: Rank) -> list[str]:
     if rank.leader:
         return [rank.leader]
     found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
+    named = dict.fromkeys(str(address[4][0]) for address in found)
+    # Debian has the machine's own name stand for 127.0.1.1.
+    return sorted(named, key=lambda address: ip_address(address.partition("%")[0]).is_loopback)

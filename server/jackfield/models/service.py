@@ -262,9 +262,8 @@ class SchedulerLoader:
             raise RuntimeError("given up while loading: another thread has taken over")
         network = self._adapted(network)
         self._tell(describe(self._device, network.dtype))
-        self.plan = self._plan(network)
-        if self._member is not None:
-            self.plan = self._member.agree(self.plan, f"{self.plan.layers} of {self.plan.context_length}")
+        plan = self._plan(network)
+        self.plan = self._fitting(self._member.agree(plan) if self._member else plan)
         for line in self.plan.lines():
             self._tell(line)
         own = processor_for(network.model, network.config)
@@ -291,17 +290,20 @@ class SchedulerLoader:
             kind = shard(model, config, group, wanted)
             self._tell(f"Rank {group.rank()} of {group.size()}: {kind} parallelism")
 
-    def _limit(self) -> int | None:
-        """Bytes that the model may take, if that is less than there is."""
+    def _limit(self, loaded: int = 0) -> int | None:
+        """Bytes that the model may take, if that is less than there is; so many of its weights are loaded."""
         limits = [self._settings.memory_limit, self._share]
         if self._member is not None and self._member.share > 1:
             there_is = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes
-            limits.append(there_is // self._member.share)
+            # On a CPU what has been loaded is not available any more.
+            limits.append(there_is // self._member.share + (loaded if self._device.kind == "cpu" else 0))
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _plan(self, network: Network) -> MemoryPlan:
-        options = plan_options(self._settings) | {"memory_limit": self._limit()}
-        plan = plan_network(network, self._device.kind, self._device.memory_bytes, **options)
+        options = plan_options(self._settings) | {"memory_limit": self._limit(network.nbytes)}
+        return plan_network(network, self._device.kind, self._device.memory_bytes, **options)
+
+    def _fitting(self, plan: MemoryPlan) -> MemoryPlan:
         fitting = plan.fitting()
         if fitting is not plan:
             self._tell(plan.shortage())
@@ -326,7 +328,8 @@ class SchedulerLoader:
         limit = self._settings.memory_limit
         # What MLX keeps for later is free, too; but nobody in a group gives it back while others look.
         held -= mx.get_cache_memory() if self._member else 0
-        machine = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes - held
+        share = self._member.share if self._member else 1
+        machine = host_memory().available if self._device.kind == "cpu" else self._device.memory_bytes // share - held
         return machine if limit is None else min(machine, limit - held)
 
 
