@@ -186,6 +186,9 @@ test-system: $(TOOLS) $(PROGRAMS) $(DRIVERS)  ## run it beside Prometheus, Chrom
 	@SYSTEM_TESTS=1 PATH="$(CURDIR)/$(SYSTEM)/usr/bin:$$PATH" $(BIN)/python -m pytest tests/system \
 	  $(wildcard plugins/*/tests/system) $(ARGS)
 
+test-compliance: $(TOOLS)  ## outside suites against it: schemathesis with openapi.yaml, llm-comply with three dialects
+	@COMPLIANCE_TESTS=1 $(BIN)/python -m pytest tests/compliance $(ARGS)
+
 test-group: $(TOOLS)  ## one model in two and in three processes, which die, hang and are cut off from each other
 	@GROUP_TESTS=1 $(BIN)/python -m pytest tests/group $(ARGS)
 

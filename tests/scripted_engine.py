@@ -28,6 +28,7 @@ class ScriptedEngine:
     scripts: list[Script] = field(default_factory=list)
     requests: list[GenerationRequest] = field(default_factory=list)
     state: str = "ready"
+    trouble: str | None = None
     statistics: Statistics = field(default_factory=Statistics)
 
     @property

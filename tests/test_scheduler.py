@@ -358,6 +358,7 @@ def test_deadlines_end_requests_wherever_they_are(runner, monkeypatch):
     clock = clock_of(monkeypatch, engine_scheduler)
     now = clock.monotonic()
     engine = scheduler(runner, slice_tokens=4, max_batch=1)
+    engine.guard.clock = clock.monotonic
     engine.submit(request("answering", [1, 2], 1000, deadline=now + 600))
     engine.submit(request("waiting", [1, 2], 1000, deadline=now + 500))
     engine.submit(request("patient", [1, 2], 3, deadline=now + 10_000))
@@ -372,6 +373,7 @@ def test_deadlines_end_requests_wherever_they_are(runner, monkeypatch):
     assert isinstance(error(events["waiting"]), DeadlineExceededError)
     assert finish(events["patient"]) == "length"
     late = scheduler(runner, slice_tokens=4)
+    late.guard.clock = clock.monotonic
     late.submit(request("reading", [1] * 100, deadline=clock.monotonic() + 600))
     late.step()
     clock.ahead += 700
@@ -381,6 +383,7 @@ def test_deadlines_end_requests_wherever_they_are(runner, monkeypatch):
 def test_a_prompt_is_read_in_full_when_who_was_answered_beside_it_leaves(runner, monkeypatch):
     clock = clock_of(monkeypatch, engine_scheduler)
     engine = scheduler(runner, slice_tokens=4)
+    engine.guard.clock = clock.monotonic
     prompt = (np.arange(100) % VOCABULARY).tolist()
     engine.submit(request("a", [1, 2], 1000, deadline=clock.monotonic() + 600))
     engine.step()

@@ -39,7 +39,7 @@ def run(tiny_server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         cwd=folder,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
             "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
             "SCHEMATHESIS_MODEL": tiny_server.model,
             "SCHEMATHESIS_URL": tiny_server.url,
