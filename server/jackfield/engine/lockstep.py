@@ -32,6 +32,9 @@ from jackfield.engine.request import (
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Events, Scheduler
 
+WHO_SECONDS = 1.0
+"""After so long it is known which follower is gone, if one is."""
+
 Message = dict[str, Any]
 """What goes from the leader to the followers: JSON."""
 
@@ -167,6 +170,8 @@ class LeadingScheduler(Scheduler):
         self._give_up("rank 0 failed")
 
     def _give_up(self, reason: str) -> NoReturn:
+        # MLX may notice first that somebody is gone, but not who.
+        time.sleep(WHO_SECONDS)
         self._followers.lose(reason)
         # This thread's part of MLX may still wait for the others, and would go with it. The process ends soon.
         while True:
