@@ -242,7 +242,7 @@ def test_files_end_when_one_of_them_fails(hub: FakeHub, monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     files = snapshot_download(NAME, dry_run=True, allow_patterns=["config.json", "model.safetensors"])
     del hub.repositories[NAME]["config.json"]
-    task = Quiet(0.02)
+    task = Quiet(0.2)
     with pytest.raises(EntryNotFoundError):
         download(NAME, files, task)
     assert task.total == len(FILES["config.json"]) + len(WEIGHTS)
