@@ -154,6 +154,41 @@ def start(
             end(ranks)
 
 
+MPI_LIBRARY = Path(sys.prefix, "lib", "libmpi.so.40")
+"""Open MPI's, as its package on PyPI brings it."""
+
+
+@contextlib.contextmanager
+def mpi_group(model: Path, size: int, *flags: str, **environment: str) -> Iterator[Group]:
+    """The same by Open MPI, which starts all ranks and ends all; the one process here is its ``mpirun``."""
+    (port,) = free_ports(1)
+    mpirun = [str(Path(sys.executable).with_name("mpirun")), "--allow-run-as-root", "--bind-to", "none"]
+    serve = [sys.executable, "-m", "jackfield", "serve", "--model", str(model), "--port", str(port), *flags]
+    with tempfile.TemporaryDirectory(prefix="jackfield-group-") as data:
+        process = subprocess.Popen(
+            [*mpirun, "--map-by", "slot:OVERSUBSCRIBE", "-n", str(size), "--", *serve],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                **DEFAULTS,
+                "JACKFIELD_DATA_DIR": data,
+                "MLX_MPI_LIBNAME": str(MPI_LIBRARY),
+                **environment,
+            },
+        )
+        launcher, url = Rank(process), f"http://127.0.0.1:{port}"
+        threading.Thread(target=launcher.follow, daemon=True).start()
+        try:
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+                serving = Group([launcher], url, client)
+                serving.wait_until_ready()
+                yield serving
+        finally:
+            end([launcher])
+
+
 def end(ranks: Sequence[Rank]) -> None:
     """As a launcher ends them: all are asked to."""
     for rank in ranks:
@@ -167,3 +202,63 @@ def end(ranks: Sequence[Rank]) -> None:
             rank.process.wait()
             if rank.process.stderr:
                 rank.process.stderr.close()
+
+
+# --- Their processes -----------------------------------------------------------------------------------------------
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not only its number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """What a process has started."""
+    return [int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
+
+
+def environment(pid: int) -> bytes:
+    """Of a process, as it was started with."""
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+# --- Requests to them ----------------------------------------------------------------------------------------------
+
+
+class Stream(threading.Thread):
+    """A long answer, and how it ended."""
+
+    def __init__(self, client: openai.OpenAI) -> None:
+        super().__init__()
+        self._client = client
+        self.begun = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Read it to its end."""
+        try:
+            chunks = self._client.completions.create(
+                model="group-model", prompt="The fox", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+            )
+            for chunk in chunks:
+                if chunk.choices[0].text:
+                    self.begun.set()
+        except openai.APIError as error:
+            self.error = error
+
+
+def streaming(serving: Group) -> Stream:
+    """One that has begun."""
+    stream = Stream(serving.client)
+    stream.start()
+    assert stream.begun.wait(60)
+    return stream
+
+
+def answer(client: openai.OpenAI) -> str:
+    """A short one, the same each time."""
+    answered = client.completions.create(model="group-model", prompt="The fox", max_tokens=8, temperature=0)
+    return answered.choices[0].text

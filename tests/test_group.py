@@ -42,10 +42,11 @@ def test_ranks_of_every_backend(tmp_path: Path) -> None:
     jaccl = {"MLX_RANK": "0", "MLX_IBV_DEVICES": devices, "MLX_JACCL_COORDINATOR": "10.0.0.1:32323"}
     nccl = {"MLX_RANK": "3", "MLX_WORLD_SIZE": "4", "NCCL_HOST_IP": "10.0.0.9", "NCCL_PORT": "12345"}
     mpi = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}
-    assert from_environment(ring) == Rank(1, 2, "10.0.0.1")
-    assert from_environment(jaccl) == Rank(0, 2, "10.0.0.1")
-    assert from_environment(nccl) == Rank(3, 4, "10.0.0.9")
-    assert from_environment(mpi) == Rank(2, 3)
+    assert from_environment(ring) == Rank(1, 2, "ring", "10.0.0.1")
+    assert from_environment(jaccl) == Rank(0, 2, "jaccl", "10.0.0.1")
+    assert from_environment(nccl) == Rank(3, 4, "nccl", "10.0.0.9")
+    assert from_environment(mpi) == Rank(2, 3, "mpi")
+    assert [from_environment(backend).returns for backend in (ring, jaccl, nccl, mpi)] == [True, True, True, False]  # type: ignore[union-attr]
 
 
 def test_a_process_alone_has_no_rank(tmp_path: Path) -> None:
@@ -111,8 +112,8 @@ def test_the_leader_is_reached_where_the_launcher_says(monkeypatch: pytest.Monke
     """Or else, with MPI, where its name leads to, which on Debian is the machine itself as well."""
     found = [(2, 1, 6, "", ("127.0.1.1", 0)), (2, 1, 6, "", ("10.0.0.7", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert addresses(Rank(0, 2, "10.0.0.1")) == ["10.0.0.1"]
-    assert addresses(Rank(0, 2)) == ["10.0.0.7", "127.0.1.1"]
+    assert addresses(Rank(0, 2, "ring", "10.0.0.1")) == ["10.0.0.1"]
+    assert addresses(Rank(0, 2, "mpi")) == ["10.0.0.7", "127.0.1.1"]
 
 
 # --- Requests ------------------------------------------------------------------------------------------------------
@@ -137,13 +138,15 @@ def test_followers_get_of_a_request_what_the_model_sees() -> None:
 
 KEEP = "import sys; from jackfield.group.keeper import keep_up; sys.exit(keep_up(sys.argv[1:]))"
 
+ONCE = "import sys; from jackfield.group.keeper import see_through; sys.exit(see_through(sys.argv[1:], leads=True))"
 
-def kept(script: str, tmp_path: Path) -> "subprocess.Popen[bytes]":
+
+def kept(script: str, tmp_path: Path, how: str = KEEP) -> "subprocess.Popen[bytes]":
     """A process that keeps another one up, which appends a line to a file each time that it starts."""
     begin = (
         f"import os, signal, sys, time\nlog = open({str(tmp_path / 'starts')!r}, 'a')\nlog.write('x')\nlog.close()\n"
     )
-    command = [sys.executable, "-c", KEEP, sys.executable, "-c", begin + script]
+    command = [sys.executable, "-c", how, sys.executable, "-c", begin + script]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -173,6 +176,26 @@ def test_a_signal_is_passed_on_and_ends_it(tmp_path: Path) -> None:
     keeper.send_signal(signal.SIGTERM)
     assert keeper.wait(30) == 0
     assert starts(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [("sys.exit(0)", 0), ("sys.exit(3)", 3), (f"sys.exit({AGAIN})", AGAIN), ("os.kill(os.getpid(), 9)", AGAIN)],
+)
+def test_work_that_only_its_launcher_begins_anew(ends: str, status: int, tmp_path: Path) -> None:
+    assert kept(ends, tmp_path, ONCE).wait(30) == status
+    assert starts(tmp_path) == 1
+
+
+def test_a_follower_stays_until_its_leader_has_ended(tmp_path: Path) -> None:
+    """Or until its launcher ends it."""
+    keeper = kept(f"sys.exit({AGAIN})", tmp_path, ONCE.replace("True", "False"))
+    while not starts(tmp_path):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert keeper.poll() is None
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(30) == AGAIN
 
 
 def test_who_does_the_work() -> None:

@@ -10,11 +10,18 @@ import openai
 import pytest
 from safetensors.numpy import load_file
 
-from groups import Group, group, wait_until
+from groups import Group, group, mpi_group, wait_until
 from jackfield.models.service import plan_folder
 from jackfield.settings import Settings
 
-DIVIDED = [(2, "tensor"), (3, "tensor"), (2, "pipeline"), (3, "pipeline")]
+DIVIDED = [
+    (group, 2, "tensor"),
+    (group, 3, "tensor"),
+    (group, 2, "pipeline"),
+    (group, 3, "pipeline"),
+    (mpi_group, 2, "tensor"),
+    (mpi_group, 3, "pipeline"),
+]
 
 LONG = "Once upon a time there was a fox who lived in a wood by a river. " * 30
 
@@ -28,11 +35,11 @@ SCHEMA = {
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 
 
-@pytest.fixture(scope="module", params=DIVIDED, ids=lambda divided: f"{divided[0]}-{divided[1]}")
+@pytest.fixture(scope="module", params=DIVIDED, ids=lambda divided: f"{divided[0].__name__}-{divided[1]}-{divided[2]}")
 def together(request: pytest.FixtureRequest, model: Path) -> Iterator[Group]:
     """The model among several processes."""
-    size, parallelism = request.param
-    with group(model, size, "--parallelism", parallelism) as serving:
+    begun, size, parallelism = request.param
+    with begun(model, size, "--parallelism", parallelism) as serving:
         assert f"{parallelism} parallelism" in serving.log
         yield serving
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,42 +13,8 @@ import openai
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from groups import Group, free_ports, group, ready, start, wait_until
+from groups import answer, children, environment, free_ports, group, ready, runs, start, streaming, wait_until
 from serving import DEFAULTS
-
-
-class Stream(threading.Thread):
-    """A long answer, and how it ended."""
-
-    def __init__(self, client: openai.OpenAI) -> None:
-        super().__init__()
-        self._client = client
-        self.begun = threading.Event()
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """Read it to its end."""
-        try:
-            chunks = self._client.completions.create(
-                model="group-model", prompt="The fox", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
-            )
-            for chunk in chunks:
-                if chunk.choices[0].text:
-                    self.begun.set()
-        except openai.APIError as error:
-            self.error = error
-
-
-def streaming(serving: Group) -> Stream:
-    stream = Stream(serving.client)
-    stream.start()
-    assert stream.begun.wait(60)
-    return stream
-
-
-def answer(client: openai.OpenAI) -> str:
-    answered = client.completions.create(model="group-model", prompt="The fox", max_tokens=8, temperature=0)
-    return answered.choices[0].text
 
 
 def test_a_follower_is_killed(model: Path) -> None:
@@ -106,14 +71,6 @@ def test_the_launcher_of_a_follower_is_killed(model: Path) -> None:
         wait_until(lambda: not runs(worker))
 
 
-def runs(pid: int) -> bool:
-    """Whether a process is there, and not only its number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_other_weights(model: Path, tmp_path: Path) -> None:
     """Ranks whose models differ do not serve, and say so."""
     other = shutil.copytree(model, tmp_path / "group-model")
@@ -164,14 +121,6 @@ def test_mlx_launch(model: Path) -> None:
         os.kill(leader, signal.SIGTERM)
         # The others end with it, and so does the launcher.
         assert process.wait(60) == 0
-
-
-def children(pid: int) -> list[int]:
-    return [int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
-
-
-def environment(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/environ").read_bytes()
 
 
 # --- Machines apart ------------------------------------------------------------------------------------------------

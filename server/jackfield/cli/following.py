@@ -10,6 +10,7 @@ from typing import cast
 
 from jackfield.engine.lockstep import FollowingScheduler
 from jackfield.errors import GroupLostError, JackfieldError
+from jackfield.group import mpi
 from jackfield.group.keeper import AGAIN, end_process, watch_parent
 from jackfield.group.member import Follower
 from jackfield.group.rank import Rank
@@ -70,6 +71,7 @@ def follow(
     thread.join()
     if failures:
         raise failures[0]
+    mpi.finish(rank)
     # MLX's own threads are not made for an interpreter that ends.
     end_process(0)
 

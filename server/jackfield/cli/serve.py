@@ -19,7 +19,7 @@ from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import set_log_level
 from jackfield.cli.signals import ending_at_once
 from jackfield.errors import ConfigurationError
-from jackfield.group import keeper
+from jackfield.group import keeper, mpi
 from jackfield.group.rank import from_environment
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.models.progress import Progress
@@ -54,7 +54,8 @@ def serve(config: Path | None, **flags: Any) -> None:
     """
     rank = from_environment(os.environ)
     if rank is not None and not keeper.does_the_work(os.environ):
-        sys.exit(keeper.keep_up([sys.executable, "-m", "jackfield", *sys.argv[1:]]))
+        command = [sys.executable, "-m", "jackfield", *sys.argv[1:]]
+        sys.exit(keeper.keep_up(command) if rank.returns else keeper.see_through(command, rank.leads))
     read = partial(configuration.read, settings_of(flags), config)
     found = read()
     settings = found.settings
@@ -102,6 +103,8 @@ def serve(config: Path | None, **flags: Any) -> None:
                 rank=rank,
             )
         )
+    if rank is not None:
+        mpi.finish(rank)
 
 
 def allow_open_files() -> None:

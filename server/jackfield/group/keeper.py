@@ -1,7 +1,7 @@
 """The process that ``mlx.launch`` starts, which starts another one to do the work.
 
 It starts that one anew when it was killed, or has ended because the group fell apart. All others end then, too, so the
-group comes together again without its launcher's help. Nothing here imports MLX.
+group comes together again without its launcher's help, where the backend can do that. Nothing here imports MLX.
 """
 
 import logging
@@ -24,6 +24,9 @@ PAUSES = (0.0, 1.0, 5.0, 15.0, 60.0)
 
 GOOD_SECONDS = 60.0
 """After so long the next time is the first one again."""
+
+PARTING_SECONDS = 10.0
+"""How long a follower that is gone lets the leader still tell its clients, and end."""
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether the process is still there that has started this one."""
@@ -52,6 +55,21 @@ def keep_up(command: Sequence[str]) -> int:
         click.echo(f"jackfield: the group is started anew in {pause:g} s.", err=True)
         if ending.wait(pause):
             return 0
+
+
+def see_through(command: Sequence[str], leads: bool) -> int:
+    """Run the command once; returns its exit status, `AGAIN` if it was killed.
+
+    For launchers that end all processes when one has ended, to start all anew. The leader is still to tell its clients.
+    """
+    ending = threading.Event()
+    status = _run(command, ending)
+    lost = status == AGAIN or status < 0
+    if not lost or ending.is_set():
+        return max(status, 0)
+    if not leads:
+        ending.wait(PARTING_SECONDS)
+    return AGAIN
 
 
 def _run(command: Sequence[str], ending: threading.Event) -> int:

