@@ -9,7 +9,7 @@ batches. Which tokens came out, and who has finished, is the leader's to say: no
 import base64
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import mlx.core as mx
@@ -18,8 +18,6 @@ import numpy as np
 from jackfield.engine.batch import DecodeBatch, Step
 from jackfield.engine.collective import Collective
 from jackfield.engine.memory import LOOK_SECONDS, MemoryGuard
-from jackfield.engine.pace import PrefillPace
-from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.request import (
     EmbeddingRequest,
     EngineRequest,
@@ -36,7 +34,7 @@ WHO_SECONDS = 1.0
 """After so long it is known which follower is gone, if one is."""
 
 Message = dict[str, Any]
-"""What goes from the leader to the followers: JSON."""
+"""What processes of a group tell each other: JSON."""
 
 Verdict = tuple[int | None, FinishReason | None, bool]
 """What a step brought for one sequence: a token, whether that ends it, and whether what was computed is suspect."""
@@ -52,7 +50,7 @@ class Followers(Protocol):
     def tell(self, message: Message) -> None:
         """All of them hear it, in order."""
 
-    def lose(self, reason: str) -> None:
+    def break_up(self, reason: str) -> None:
         """There is no going on with them; this process will end."""
 
 
@@ -106,35 +104,23 @@ def _verdict(step: Step) -> Verdict:
     return (step.token.id if step.token else None, step.finished, step.sequence.suspect)
 
 
+@dataclass
 class LeadingScheduler(Scheduler):
-    """Tells the followers before it does anything.
+    """Tells the followers before it does anything."""
 
-    Args:
-        collective: the group.
-        followers: hear of it.
-    """
+    collective: Collective = field(kw_only=True)
+    followers: Followers = field(kw_only=True)
+    _moment: Moment = field(init=False, default_factory=lambda: Moment(time.monotonic()))
+    _looked: float = field(init=False, default=0.0)
 
-    def __init__(  # noqa: PLR0917 - the base class's, and two
-        self,
-        runner: Runner,
-        prefix_cache: PrefixCache,
-        max_batch: int,
-        guard: MemoryGuard,
-        pace: PrefillPace,
-        collective: Collective,
-        followers: Followers,
-    ) -> None:
-        self._collective = collective
-        self._followers = followers
-        self._moment = Moment(time.monotonic())
-        self._machine = guard.free
-        self._looked = 0.0
-        self._moment.govern(guard)
-        super().__init__(runner, prefix_cache, max_batch, guard, pace)
+    def __post_init__(self) -> None:
+        self._machine = self.guard.free
+        self._moment.govern(self.guard)
+        super().__post_init__()
 
     def new_batch(self) -> DecodeBatch:
         """An empty decode batch."""
-        return LeadingBatch(self.runner, self._collective, self._followers.tell)
+        return LeadingBatch(self.runner, self.collective, self.followers.tell)
 
     def submit(self, request: EngineRequest) -> None:
         """Put a request in the queue."""
@@ -172,14 +158,14 @@ class LeadingScheduler(Scheduler):
     def _give_up(self, reason: str) -> NoReturn:
         # MLX may notice first that somebody is gone, but not who.
         time.sleep(WHO_SECONDS)
-        self._followers.lose(reason)
+        self.followers.break_up(reason)
         # This thread's part of MLX may still wait for the others, and would go with it. The process ends soon.
         while True:
             time.sleep(60)
 
     def close(self) -> None:
         """The end, of the followers too."""
-        self._followers.tell({"close": True})
+        self.followers.tell({"close": True})
         super().close()
 
     def _tell(self, **call: Any) -> None:
@@ -187,8 +173,8 @@ class LeadingScheduler(Scheduler):
         moment.now = time.monotonic()
         if moment.now - self._looked >= LOOK_SECONDS:
             self._looked = moment.now
-            moment.free = min(self._machine(), self._followers.free)
-        self._followers.tell({"now": moment.now, "free": moment.free, **call})
+            moment.free = min(self._machine(), self.followers.free)
+        self.followers.tell({"now": moment.now, "free": moment.free, **call})
 
 
 # --- The followers -----------------------------------------------------------------------------------------------
@@ -224,37 +210,26 @@ class FollowingBatch(DecodeBatch):
         self._tokens = _agreed(self._tokens, self._collective, self._runner)
 
 
+@dataclass
 class FollowingScheduler(Scheduler):
-    """Does what the leader's does.
+    """Does what the leader's does."""
 
-    Args:
-        collective: the group.
-        hear: the leader's next message; waits for it.
-    """
+    collective: Collective = field(kw_only=True)
+    hear: Callable[[], Message] = field(kw_only=True)
+    """The leader's next message; waits for it."""
+    _moment: Moment = field(init=False, default_factory=Moment)
 
-    def __init__(  # noqa: PLR0917 - the base class's, and two
-        self,
-        runner: Runner,
-        prefix_cache: PrefixCache,
-        max_batch: int,
-        guard: MemoryGuard,
-        pace: PrefillPace,
-        collective: Collective,
-        hear: Callable[[], Message],
-    ) -> None:
-        self._collective = collective
-        self._hear = hear
-        self._moment = Moment()
-        self._moment.govern(guard)
-        super().__init__(runner, prefix_cache, max_batch, guard, pace)
+    def __post_init__(self) -> None:
+        self._moment.govern(self.guard)
+        super().__post_init__()
 
     def new_batch(self) -> DecodeBatch:
         """An empty decode batch."""
-        return FollowingBatch(self.runner, self._collective, self._hear)
+        return FollowingBatch(self.runner, self.collective, self.hear)
 
     def follow(self) -> None:
         """Do what the leader tells, until it closes."""
-        for message in iter(self._hear, {"close": True}):
+        for message in iter(self.hear, {"close": True}):
             self._moment.now, self._moment.free = message.pop("now"), message.pop("free")
             self._do(message)
         self.close()

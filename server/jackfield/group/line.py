@@ -9,13 +9,11 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
 
-Message = dict[str, Any]
+from jackfield.engine.lockstep import Message
 
 SILENCE_SECONDS = 15
 """A machine that answers nothing at all for so long is gone; processes send more often than that."""
-
 
 FIRST_BYTES = 4096
 """What somebody unknown may send."""

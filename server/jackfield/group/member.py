@@ -1,6 +1,6 @@
 """This process's part in a group: it joins, agrees with the others on what to do, and leads or follows.
 
-All of it is the engine thread's, but for `Leader.lose`, `Leader.end` and what the lines' own threads do.
+All of it is the engine thread's, but for `Leader.break_up`, `Leader.end` and what the lines' own threads do.
 """
 
 import contextlib
@@ -139,22 +139,26 @@ def _machine() -> str:
     return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
 
 
+def _in_background(work: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=work, args=arguments, name="jackfield-group", daemon=True).start()
+
+
 class Leader:
     """Rank 0.
 
     Args:
         rank: this process's.
-        lost: told once, on any thread, when the group has fallen apart, and why.
+        on_break_up: told once, on any thread, when the group has fallen apart, and why.
     """
 
-    def __init__(self, rank: Rank, lost: Callable[[str], None]) -> None:
+    def __init__(self, rank: Rank, on_break_up: Callable[[str], None]) -> None:
         self.rank = rank
         self.share = 1
         self.collective: Collective
-        self.loss: str | None = None
+        self.broken: str | None = None
         """Why the group has fallen apart, if it has."""
-        self._tell_loss = lost
-        self._lines: dict[int, Line] = {}
+        self._on_break_up = on_break_up
+        self._followers: dict[int, Line] = {}
         self._answers: dict[int, SimpleQueue[Message | None]] = {}
         self._free: dict[int, int] = {}
         self._agreed = False
@@ -163,23 +167,23 @@ class Leader:
 
     def join(self, settings: Settings, folder: Path) -> Settings:
         """Meet the others, and tell them the settings."""
-        if self._lines:
+        if self._followers:
             # The engine failed, and wants to begin again.
-            self.lose("the engine failed")
-            raise GroupLostError(self.loss or "The group has fallen apart.")
+            self.break_up("the engine failed")
+            raise GroupLostError(self.broken or "The group has fallen apart.")
         logger.info("%s waits for the others.", self.rank)
         self.collective = _meet(self.rank)
         try:
             self._welcome(settings, contents_of(folder), *self._accept())
         except OSError as error:
             raise GroupLostError(f"The group does not come together: {error}.") from error
-        threading.Thread(target=self._beat, name="jackfield-group", daemon=True).start()
+        _in_background(self._beat)
         return settings
 
     def _accept(self) -> tuple[dict[int, Line], dict[int, Message]]:
         """A line to each follower, and what they say of themselves."""
         secret = secrets.token_hex(16)
-        with _listen(addresses(self.rank)) as listener:
+        with _open_port(addresses(self.rank)) as listener:
             where = {"addresses": addresses(self.rank), "port": listener.getsockname()[1], "secret": secret}
             self.collective.text_from_leader(json.dumps(where))
             lines: dict[int, Line] = {}
@@ -207,25 +211,25 @@ class Leader:
         for number, line in lines.items():
             line.send({"settings": shared, "share": machines[heard[number]["machine"]]})
             self._answers[number] = SimpleQueue()
-            self._lines[number] = line
-            threading.Thread(target=self._listen_to, args=(number, line), name="jackfield-group", daemon=True).start()
+            self._followers[number] = line
+            _in_background(self._hear_follower, number, line)
         self.share = machines[_machine()]
 
-    def _listen_to(self, number: int, line: Line) -> None:
+    def _hear_follower(self, number: int, line: Line) -> None:
         for message in line:
             if "free" in message:
                 self._free[number] = message["free"]
                 continue
             if "failed" in message and self._agreed:
-                self.lose(f"rank {number} cannot go on: {message['failed']}")
+                self.break_up(f"rank {number} cannot go on: {message['failed']}")
             # Whoever waits for an answer learns of it, and it ends as it says.
             self._closing = self._closing or "failed" in message
             self._answers[number].put(message)
         self._answers[number].put(None)
-        self.lose(f"rank {number} is gone")
+        self.break_up(f"rank {number} is gone")
 
     def _beat(self) -> None:
-        while self.loss is None and not self._closing:
+        while self.broken is None and not self._closing:
             self.tell({"beat": True})
             time.sleep(BEAT_SECONDS)
 
@@ -254,7 +258,9 @@ class Leader:
     ) -> Scheduler:
         """One whose steps the others take too."""
         _check_alike(self.collective, runner)
-        return LeadingScheduler(runner, prefix_cache, max_batch, guard, pace, self.collective, self)
+        return LeadingScheduler(
+            runner, prefix_cache, max_batch, guard, pace, collective=self.collective, followers=self
+        )
 
     # --- What the scheduler tells ------------------------------------------------------------------------------
 
@@ -266,25 +272,25 @@ class Leader:
     def tell(self, message: Message) -> None:
         """All followers hear it, in order."""
         self._closing = self._closing or "close" in message
-        for number, line in self._lines.items():
+        for number, line in self._followers.items():
             try:
                 line.send(message)
             except OSError:
-                self.lose(f"rank {number} is gone")
+                self.break_up(f"rank {number} is gone")
 
     def end(self) -> None:
         """This process ends, and so do the others; harmless if they have."""
-        if self.loss is None:
+        if self.broken is None:
             self.tell({"close": True})
 
-    def lose(self, reason: str) -> None:
+    def break_up(self, reason: str) -> None:
         """The group has fallen apart; once is enough, more often is harmless."""
         with self._losing:
-            if self.loss is not None or self._closing:
+            if self.broken is not None or self._closing:
                 return
-            self.loss = f"The group has fallen apart: {reason}."
-        logger.error(self.loss)
-        self._tell_loss(self.loss)
+            self.broken = f"The group has fallen apart: {reason}."
+        logger.error(self.broken)
+        self._on_break_up(self.broken)
 
 
 class Follower:
@@ -292,18 +298,18 @@ class Follower:
 
     Args:
         rank: this process's.
-        lost: called on any thread when the leader is gone: the engine thread may wait for it for ever.
-        ended: the same when the leader has said that it ends.
+        on_leader_gone: called on any thread when the leader is gone: the engine thread may wait for it for ever.
+        on_leader_ended: the same when the leader has said that it ends.
     """
 
-    def __init__(self, rank: Rank, lost: Callable[[str], None], ended: Callable[[], None]) -> None:
+    def __init__(self, rank: Rank, on_leader_gone: Callable[[str], None], on_leader_ended: Callable[[], None]) -> None:
         self.rank = rank
         self.share = 1
         self.collective: Collective
         self.free: Callable[[], int] = lambda: 1 << 62
         """Tells how much memory there is; safe to call on any thread."""
-        self._lost = lost
-        self._ended = ended
+        self._on_leader_gone = on_leader_gone
+        self._on_leader_ended = on_leader_ended
         self._line: Line | None = None
         self._messages: SimpleQueue[Message] = SimpleQueue()
 
@@ -313,7 +319,9 @@ class Follower:
         try:
             where = json.loads(self.collective.text_from_leader())
             line = _connect(where["addresses"], where["port"])
-            line.send({"secret": where["secret"], "rank": self.rank.number, "machine": _machine(), **_own(folder)})
+            itself = {"rank": self.rank.number, "machine": _machine()}
+            model = {"versions": _versions(), "contents": contents_of(folder)}
+            line.send({"secret": where["secret"], **itself, **model})
             welcome = line.receive()
         except (OSError, RuntimeError, ValueError) as error:
             raise GroupLostError(f"The leader is gone: {error}.") from error
@@ -321,19 +329,19 @@ class Follower:
             raise GroupError(welcome["refused"], suggestions=ALIKE)
         self.share = welcome["share"]
         self._line = line
-        threading.Thread(target=self._listen, args=[line], name="jackfield-group", daemon=True).start()
-        threading.Thread(target=self._beat, args=[line], name="jackfield-group", daemon=True).start()
+        _in_background(self._hear_leader, line)
+        _in_background(self._beat, line)
         return settings.model_copy(update=welcome["settings"])
 
-    def _listen(self, line: Line) -> None:
+    def _hear_leader(self, line: Line) -> None:
         for message in line:
             if "beat" in message:
                 continue
             self._messages.put(message)
             if "close" in message:
-                self._ended()
+                self._on_leader_ended()
                 return
-        self._lost("the leader is gone")
+        self._on_leader_gone("the leader is gone")
 
     def _beat(self, line: Line) -> None:
         while True:
@@ -372,7 +380,9 @@ class Follower:
         """One that takes the leader's steps."""
         _check_alike(self.collective, runner)
         self.free = guard.free
-        return FollowingScheduler(runner, prefix_cache, max_batch, guard, pace, self.collective, self._messages.get)
+        return FollowingScheduler(
+            runner, prefix_cache, max_batch, guard, pace, collective=self.collective, hear=self._messages.get
+        )
 
 
 def _needs(plan: MemoryPlan) -> Message:
@@ -394,10 +404,6 @@ def _hello(line: Line, secret: str) -> Message | None:
     return hello if known else None
 
 
-def _own(folder: Path) -> Message:
-    return {"versions": _versions(), "contents": contents_of(folder)}
-
-
 def _difference(hello: Message, contents: str) -> str | None:
     """Why the one who says this of itself cannot work for a leader whose model is that."""
     if hello["versions"] != (own := _versions()):
@@ -411,7 +417,7 @@ def _named(versions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _listen(hosts: list[str]) -> socket.socket:
+def _open_port(hosts: list[str]) -> socket.socket:
     """A port on an address that the others know, and on no other: what comes over it is not encrypted."""
     for host in hosts:
         try:
