@@ -50,21 +50,26 @@ class Reloader:
         if "log_level" in changed:
             set_log_level(found.settings.log_level)
         routes = self._routes(found.settings, changed)
-        new = {name: getattr(found.settings, name) for name in changed if name in (*AT_ONCE, *routes)}
+        in_force = [*AT_ONCE, *(routes if self._reroute(found.settings, routes) else ())]
+        new = {name: getattr(found.settings, name) for name in changed if name in in_force}
         # What needs a restart is told again and again until there is one.
         self._current = replace(self._current, settings=self._current.settings.model_copy(update=new))
         for again in self.others:
             self._attempt(again)
-        self._tell(new, [name for name in changed if name not in (*new, *routes)])
+        self._tell(new, [name for name in changed if name not in (*AT_ONCE, *routes)])
 
     def _routes(self, settings: Settings, changed: list[str]) -> list[str]:
-        """Upstreams and routes, if they have changed and are in force now."""
-        names = [name for name in changed if name in ROUTES]
-        if not names or self.reroute is None or _bones(settings) != _bones(self._current.settings):
+        """Upstreams and routes, if they have changed and that takes no restart."""
+        if self.reroute is None or _bones(settings) != _bones(self._current.settings):
             return []
-        reroute = self.reroute
+        return [name for name in changed if name in ROUTES]
+
+    def _reroute(self, settings: Settings, names: list[str]) -> bool:
+        """Put these into force; tells whether they are."""
+        if not names or (reroute := self.reroute) is None:
+            return False
         routed = self._current.settings.model_copy(update={name: getattr(settings, name) for name in names})
-        return names if self._attempt(lambda: reroute(routed)) else []
+        return self._attempt(lambda: reroute(routed))
 
     def _attempt(self, again: Callable[[], None]) -> bool:
         try:
