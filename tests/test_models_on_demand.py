@@ -1,4 +1,4 @@
-"""Several models in one server, as clients meet them: real engines, of which one fits in memory at a time."""
+"""Several models in one server, as clients meet them: real engines. One fits in memory, or a small one beside it."""
 
 import json
 import threading
@@ -45,6 +45,10 @@ aliases = ["gpt-4o"]
 source = "{folder}/third"
 unload_after = 1
 
+[models.small]
+source = "{folder}/second"
+context_length = 128
+
 [models.broken]
 source = "{folder}/broken"
 
@@ -90,7 +94,7 @@ def states(server: Server) -> dict[str, str]:
 
 
 def test_all_of_them_are_listed(server: Server) -> None:
-    assert set(reports(server)) == {"first", "second", "third", "broken"}
+    assert set(reports(server)) == {"first", "second", "third", "small", "broken"}
     second = reports(server)["second"]
     assert second["context_length"] == second["max_model_len"] == 1024
     assert second["jackfield"]["aliases"] == ["gpt-4o"]
@@ -219,3 +223,21 @@ def test_one_that_answers_is_not_unloaded_by_hand(client: OpenAI, server: Server
     stream.close()
     assert refused.status_code == 409
     assert refused.json()["error"]["code"] == "model_in_use"
+
+
+def test_a_small_one_passes_one_that_waits_for_room(client: OpenAI, server: Server) -> None:
+    stream = client.completions.create(
+        model="first", prompt="Once", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+    )
+    chunks = iter(stream)
+    next(chunks)
+    thread = threading.Thread(target=says, args=(client, "second"))
+    thread.start()
+    wait = threading.Event()
+    while states(server)["second"] != "loading":
+        wait.wait(0.05)
+    assert says(client, "small")[0] == "small"
+    assert states(server) == {**states(server), "first": "ready", "second": "loading", "small": "ready"}
+    stream.close()
+    thread.join(60)
+    assert states(server)["second"] == "ready"

@@ -157,6 +157,49 @@ async def test_who_is_in_use_stays_and_the_other_one_waits() -> None:
     assert house.loaded == {"b"}
 
 
+async def test_one_that_fits_passes_one_that_waits_for_room() -> None:
+    house = House(4000, a=2000, b=3000, c=400)
+    async with house.using("a"):
+        waiting = asyncio.create_task(house.use("b"))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await house.use("c")
+        assert house.states == {"a": "ready", "b": "loading", "c": "ready"}
+    await waiting
+    assert "b" in house.loaded
+
+
+async def test_others_leave_without_waiting_for_one_that_waits_for_room() -> None:
+    house = House(4000, a=2000, b=3000, c=400)
+    await house.use("c")
+    async with house.using("a"):
+        waiting = asyncio.create_task(house.use("b"))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await house.registry.unload("c")
+        assert house.loaded == {"a"}
+    await waiting
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_nobody_takes_the_room_that_another_one_waits_for() -> None:
+    """All of c would fit beside a, but not beside b, which came first."""
+    house = House(4000, a=2000, b=3000, c=900)
+    order: list[str] = []
+
+    async def use(name: str) -> None:
+        async with house.using(name):
+            order.append(name)
+
+    async with busy(house, "a"):
+        tasks = [asyncio.create_task(use("b"))]
+        await asyncio.sleep(0.005)
+        tasks += [asyncio.create_task(use("c")) for _ in range(3)]
+        await asyncio.gather(*tasks)
+    assert order[0] == "b"
+    assert house.opened[:2] == ["a", "b"]
+
+
 async def test_waiting_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf_module, "WAIT_SECONDS", 0.05)
     house = House(2000, a=1000, b=1000)

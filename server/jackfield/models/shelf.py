@@ -9,7 +9,10 @@ import contextlib
 import gc
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import mlx.core as mx
@@ -45,8 +48,23 @@ Open = Callable[[Entry, Path, int | None], Awaitable[ServedModel]]
 """Loads a model, which may take so many bytes; None: what there is."""
 
 
+@dataclass(eq=False)
+class Coming:
+    """A model that wants to be in memory."""
+
+    entry: Entry
+    folder: Path
+    plan: MemoryPlan | None = None
+    """What it would take, where there are others."""
+    waited: float = 0.0
+    """Seconds that it has been first in line and without room."""
+
+
 class OnDemand:
     """Loads models when they are asked for, one at a time, while those that are loaded go on.
+
+    They come in the order in which they were asked for. While the first one waits for room, others pass it that fit
+    now, and would fit beside it, too: what is freed for it is not theirs.
 
     Args:
         entries: all models.
@@ -75,6 +93,7 @@ class OnDemand:
         self._events = events
         self._turn = asyncio.Lock()
         """Whoever holds it may bring models in and out."""
+        self._line: list[Coming] = []
         self._returned = asyncio.Event()
         self._loads: dict[str, asyncio.Task[ServedModel]] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -116,8 +135,7 @@ class OnDemand:
         entry.loading, entry.failure = True, None
         try:
             folder = await asyncio.to_thread(self._fetch, entry)
-            async with self._turn:
-                entry.served = await self._bring_in(entry, folder)
+            entry.served = await self._bring_in(Coming(entry, folder))
             entry.profile, entry.since = entry.served.profile, time.monotonic()
         except ModelLoadError as error:
             logger.error("%s cannot be loaded: %s", entry.id, error.message)
@@ -130,77 +148,98 @@ class OnDemand:
             self._tell("model_loaded", entry, f"{entry.id} is ready.")
         return entry.served
 
-    async def _bring_in(self, entry: Entry, folder: Path) -> ServedModel:
-        limit = None
-        if self._loaded():
-            plan = await asyncio.to_thread(self._plan, entry, folder, self._total())
-            await self._make_room(entry, plan)
-            limit = await self._share_out(plan)
+    async def _bring_in(self, coming: Coming) -> ServedModel:
+        self._line.append(coming)
         try:
-            return await self._open(entry, folder, limit)
+            while True:
+                async with self._turn:
+                    if await self._makes_room(coming):
+                        return await self._open_beside(coming)
+                await self._wait_for_return(coming)
+        finally:
+            if coming is self._line[0]:
+                self._reopen()
+            self._line.remove(coming)
+            self._returned.set()
+
+    async def _open_beside(self, coming: Coming) -> ServedModel:
+        limit = await self._share_out(coming.plan) if self._loaded() else None
+        try:
+            coming.entry.served = await self._open(coming.entry, coming.folder, limit)
         except BaseException:
             await self._share_out()
             raise
+        return coming.entry.served
 
-    async def _make_room(self, entry: Entry, plan: MemoryPlan) -> None:
-        """See to it that the model fits beside those that stay.
+    async def _makes_room(self, coming: Coming) -> bool:
+        """See to it that the model fits beside those that stay; tells whether it does now.
 
         Raises:
             ModelLoadError: it never will.
             UnavailableError: the others are at work for too long.
         """
-        began = time.monotonic()
-        try:
-            while (missing := self._missing(plan)) > 0:
-                if (idle := self._least_used(missing)) is not None:
-                    for one in idle:
-                        await self._unload(one, f"to make room for {entry.id}")
-                    continue
-                waited = time.monotonic() - began
-                if waited > WAIT_SECONDS or not any(map(_is_at_work, self._entries)):
-                    raise self._no_room(entry, missing)
-                if waited >= PATIENCE_SECONDS:
-                    self._close(missing, entry)
-                await self._wait_for_return(began + WAIT_SECONDS)
-        finally:
-            self._reopen()
+        first = self._line[0]
+        if coming is first and not self._loaded():
+            return True
+        coming.plan = coming.plan or await asyncio.to_thread(self._plan, coming.entry, coming.folder, self._total())
+        if coming is not first and needs(coming.plan) > self._left_by(first):
+            return False
+        while (missing := self._missing(coming.plan)) > 0:
+            if (idle := self._least_used(missing)) is None:
+                if coming is first:
+                    self._press(coming, missing)
+                return False
+            for one in idle:
+                await self._unload(one, f"to make room for {coming.entry.id}")
+        return True
 
-    def _missing(self, plan: MemoryPlan) -> int:
+    def _left_by(self, first: Coming) -> int:
+        """Bytes that are free once those in the first one's way have left and it is there."""
+        if first.plan is None:
+            return 0
+        missing = self._missing(first.plan)
+        return sum(needs(one.served.plan) for one in self._in_the_way(missing, 0.0) if one.served) - missing
+
+    def _press(self, first: Coming, missing: int) -> None:
+        """Nobody is done yet: after a while those in the way take no more requests, and some time it is enough."""
+        if first.waited > WAIT_SECONDS or not any(map(_is_at_work, self._entries)):
+            raise self._no_room(first.entry, missing)
+        if first.waited >= PATIENCE_SECONDS:
+            self._close(missing, first.entry)
+
+    def _missing(self, plan: MemoryPlan | None) -> int:
         held = sum(needs(model.plan) for model in self._loaded())
         return needs(plan) + held - self._total()
 
     def _least_used(self, missing: int) -> list[Entry] | None:
         """Those to leave so that so many bytes become free; None if that is not enough, so that nobody need leave."""
         idle = [one for one in self._entries if one.served is not None and not one.pinned and not one.loans]
-        leaving: list[Entry] = []
-        for one in sorted(idle, key=lambda one: (one.leaving is None, one.last_used)):
-            if missing <= 0:
-                break
-            leaving.append(one)
-            missing -= needs(one.served.plan) if one.served else 0
-        return leaving if missing <= 0 else None
+        return _enough(sorted(idle, key=lambda one: (one.leaving is None, one.last_used)), missing)
 
-    async def _wait_for_return(self, deadline: float) -> None:
+    async def _wait_for_return(self, coming: Coming) -> None:
         """Wait until somebody may be done, or it is time to look again."""
+        began, is_first = time.monotonic(), coming is self._line[0]
         self._returned.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(LOOK_SECONDS, deadline - time.monotonic() + 0.001)):
+            async with asyncio.timeout(min(LOOK_SECONDS, WAIT_SECONDS - coming.waited + 0.001)):
                 await self._returned.wait()
+        coming.waited += time.monotonic() - began if is_first else 0.0
 
-    def _close(self, missing: int, waiting: Entry) -> None:
-        """Let those in the way take no more requests, the longest there first, if that makes enough room."""
+    def _in_the_way(self, missing: int, residence: float) -> list[Entry]:
+        """Those to leave so that so many bytes become free, the longest there first; none if that is not enough.
+
+        Args:
+            missing: bytes.
+            residence: who is at work has been there for so many seconds.
+        """
         now = time.monotonic()
         able = [one for one in self._entries if one.served is not None and not one.pinned]
-        able = [one for one in able if not one.loans or one.leaving or now - one.since >= RESIDENCE_SECONDS]
-        leaving: list[Entry] = []
-        for one in sorted(able, key=lambda one: (bool(one.loans) and not one.leaving, one.since)):
-            if missing <= 0:
-                break
-            leaving.append(one)
-            missing -= needs(one.served.plan) if one.served else 0
-        if missing > 0:
-            return
-        for one in leaving:
+        able = [one for one in able if not one.loans or one.leaving or now - one.since >= residence]
+        return _enough(sorted(able, key=lambda one: (bool(one.loans) and not one.leaving, one.since)), missing) or []
+
+    def _close(self, missing: int, waiting: Entry) -> None:
+        """Let those in the way take no more requests, if that makes enough room."""
+        for one in self._in_the_way(missing, RESIDENCE_SECONDS):
             if one.leaving is None:
                 logger.info("%s takes no more requests for now: %s waits for its room.", one.id, waiting.id)
                 one.leaving = asyncio.Event()
@@ -284,6 +323,13 @@ class OnDemand:
 def needs(plan: MemoryPlan | None) -> int:
     """The least that a model has to have: bytes of its weights, its activations and one sequence."""
     return plan.weights + plan.workspace + plan.sequence_bytes() if plan else 0
+
+
+def _enough(leaving: list[Entry], missing: int) -> list[Entry] | None:
+    """The first of them that make so much room together; None if all of them do not."""
+    freed = list(accumulate((needs(one.served.plan) for one in leaving if one.served is not None), initial=0))
+    count = bisect_left(freed, missing)
+    return leaving[:count] if count <= len(leaving) else None
 
 
 async def _resize(model: ServedModel, spare: int) -> None:
