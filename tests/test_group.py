@@ -276,16 +276,15 @@ def test_copies_have_the_same_contents(tiny_model: Path, tmp_path: Path) -> None
 # --- What a group does not have ------------------------------------------------------------------------------------
 
 
-def test_one_model_and_no_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = listed(tmp_path / "hosts", [["127.0.0.1:1"], ["127.0.0.1:2"]])
     # As one of two followers, which has been started by somebody to do the work.
     for name, value in {"MLX_RANK": "1", "MLX_HOSTFILE": hosts, PARENT: str(os.getppid())}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("JACKFIELD_PLUGINS", "none")
-    for flags in (["--model", "starter", "--model", "other/model"], ["--adapter", "poet=./poet"]):
-        result = CliRunner().invoke(main, ["serve", *flags])
-        assert result.exit_code == 1
-        assert "serve one model, and no adapters" in result.output
+    result = CliRunner().invoke(main, ["serve", "--model", "starter", "--model", "other/model"])
+    assert result.exit_code == 1
+    assert "serve one model, and 2 are set" in result.output
 
 
 # --- As a whole ----------------------------------------------------------------------------------------------------

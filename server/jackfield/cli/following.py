@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import cast
 
+from jackfield.cli.progress import RichProgress
 from jackfield.engine.lockstep import FollowingScheduler
 from jackfield.errors import GroupLostError, JackfieldError
 from jackfield.group import mpi
@@ -15,6 +16,7 @@ from jackfield.group.keeper import AGAIN, end_process, watch_parent
 from jackfield.group.member import Follower
 from jackfield.group.rank import Rank
 from jackfield.hooks.calls import Hooks
+from jackfield.models.hub_adapter import fetch_adapter
 from jackfield.models.lineup import sole_model
 from jackfield.models.service import SchedulerLoader
 from jackfield.settings import Settings
@@ -42,6 +44,8 @@ def follow(
     """
     own = settings.of_model(sole_model(settings))
     folder = fetch(own.model)
+    for adapter in own.adapters.values():
+        fetch_adapter(adapter, RichProgress())
 
     def lost(reason: str) -> None:
         tell(f"Rank {rank.number} ends: {reason}.")

@@ -55,6 +55,30 @@ class AdaptedLinear(nn.Module):
         return y + changes.astype(y.dtype)
 
 
+class SummedLinear(nn.Module):
+    """A layer of whose inputs each process of a group has some: what they make of them is added up, adapters' too.
+
+    Args:
+        part: from this process's inputs to all outputs.
+        bias: [outputs], if there is one.
+        group: those who have the other inputs.
+    """
+
+    def __init__(
+        self, part: Callable[[mx.array], mx.array], bias: mx.array | None, group: mx.distributed.Group
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.part = part
+        self.group = group
+        if bias is not None:
+            self.bias = bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """The layer's output, the same in all processes."""
+        y: mx.array = mx.distributed.all_sum(self.part(x), group=self.group)
+        return y + self.bias if "bias" in self else y
+
+
 class RescaledLinear(nn.Module):
     """A linear layer with adapters of which some are DoRA: they say how long each row of the changed weights is.
 

@@ -19,6 +19,7 @@ from jackfield.engine.batch import DecodeBatch, Step
 from jackfield.engine.collective import Collective
 from jackfield.engine.memory import LOOK_SECONDS, MemoryGuard
 from jackfield.engine.request import (
+    Adapter,
     EmbeddingRequest,
     EngineRequest,
     FinishReason,
@@ -265,6 +266,7 @@ def to_message(request: EngineRequest) -> Message:
         "max_tokens": request.max_tokens,
         "prompt_logprobs": request.prompt_logprobs,
         "images": [_image_to_message(image) for image in request.images],
+        "adapter": request.adapter and {"index": request.adapter.index, "digest": request.adapter.digest.hex()},
     }
 
 
@@ -273,8 +275,9 @@ def from_message(message: Message) -> EngineRequest:
     if "inputs" in message:
         return EmbeddingRequest(**message | {"inputs": tuple(map(tuple, message["inputs"]))})
     images = tuple(map(_image_from_message, message["images"]))
-    prompt = tuple(message["prompt"])
-    return GenerationRequest(**message | {"prompt": prompt, "images": images}, sampling=SamplingParameters())
+    adapter = message["adapter"] and Adapter(message["adapter"]["index"], bytes.fromhex(message["adapter"]["digest"]))
+    changed = {"prompt": tuple(message["prompt"]), "images": images, "adapter": adapter}
+    return GenerationRequest(**message | changed, sampling=SamplingParameters())
 
 
 def _image_to_message(image: PromptImage) -> Message:

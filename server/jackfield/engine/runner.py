@@ -5,7 +5,6 @@ of every row at every step, samples row by row as soon as two requests differ, h
 changes its interface with every release.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,9 +32,8 @@ from jackfield.engine.logprobs import logprobs, token_events
 from jackfield.engine.pooling import Pooler
 from jackfield.engine.request import Pooling, PromptImage, TokenEvent
 from jackfield.engine.slab import ONE_SLAB, Arrays, Row, SlabSizes
+from jackfield.engine.trials import Judge, alone
 from jackfield.errors import ModelLoadError
-
-logger = logging.getLogger(__name__)
 
 Cache = Any
 """One layer's cache: mlx-lm's classes share a protocol but no type."""
@@ -55,6 +53,7 @@ class Runner:
         sizes: which rows of a decode batch share a slab.
         images: makes embeddings of images, if the model reads them.
         adapters: that the model's layers have been given.
+        judge: makes trials, of which the others in a group learn.
 
     Raises:
         ModelLoadError: the model's keys and values cannot be quantized.
@@ -69,6 +68,7 @@ class Runner:
         *,
         images: ImageEncoder | None = None,
         adapters: Adapters = NONE,
+        judge: Judge = alone,
     ) -> None:
         self.model = model
         self.adapters = adapters
@@ -84,10 +84,12 @@ class Runner:
         self._fixed_bytes = sum(map(_fixed_bytes, sample))
         self._nested_bytes = sum(_growing_bytes(cache) for cache in sample if not is_plain(cache))
         self._empty = [_empty(cache) for cache in sample]
-        self.ragged = self._attends_by_slab(sample)
+        self.ragged = judge("rows of all lengths share one rectangle", lambda: self._attends_by_slab(sample))
         """Whether rows lie in slabs with others of their length; otherwise each takes as much as the longest."""
         self._sizes = sizes if self.ragged else ONE_SLAB
-        self.fuses = self.ragged and all(map(is_plain, sample)) and self._fuses()
+        # Apart from each other: in a pipeline some have layers of other kinds, and the trial needs everybody.
+        plain = self.ragged and judge("prompts are read between steps", lambda: all(map(is_plain, sample)))
+        self.fuses = plain and judge("prompts are read between steps", self._fuses)
         """Whether a slice of a prompt can share a step of the decode batch."""
 
     def start(self) -> list[Cache]:
@@ -263,14 +265,9 @@ class Runner:
         tokens = mx.array([0, 1])
         expected = self._evaluated(tokens[None], self.start())[0]
         batch = CacheBatch(self.start(), self._empty, SlabSizes(smallest=1, largest=2, step=1))
-        try:
-            batch.join(self.start(), 0)
-            batch.join(first, 1)
-            actual = self.decode(tokens, batch)
-        except Exception as error:  # whatever a network does with what it takes for an array
-            logger.info("rows of all lengths share one rectangle: %s", error)
-            return False
-        return _agree(actual, expected)
+        batch.join(self.start(), 0)
+        batch.join(first, 1)
+        return _agree(self.decode(tokens, batch), expected)
 
     def _fuses(self) -> bool:
         """Whether a row and a slice in the same step leave behind what each would alone."""
@@ -278,12 +275,8 @@ class Runner:
         expected = self._evaluated(mx.array([tokens]), self.start())[0]
         batch, prompt = self.batch(), PromptSlice(tokens[:2], self.start())
         batch.join(self.start(), 0)
-        try:
-            first = self.decode(mx.array(tokens[:1]), batch, prompt)
-            third = self._evaluated(mx.array([tokens[2:]]), prompt.caches)[0]
-        except Exception as error:  # as above
-            logger.info("prompts are read between steps: %s", error)
-            return False
+        first = self.decode(mx.array(tokens[:1]), batch, prompt)
+        third = self._evaluated(mx.array([tokens[2:]]), prompt.caches)[0]
         return _agree(mx.concatenate([first, third]), expected[mx.array([0, 2])])
 
     def _evaluated(self, tokens: mx.array, caches: list[Cache]) -> mx.array:

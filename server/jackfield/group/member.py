@@ -4,7 +4,6 @@ All of it is the engine thread's, but for `Leader.break_up`, `Leader.end` and wh
 """
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import secrets
@@ -13,10 +12,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -28,10 +27,11 @@ from jackfield.engine.pace import PrefillPace
 from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
+from jackfield.engine.trials import Trial, attempt
 from jackfield.errors import GroupError, GroupLostError
+from jackfield.group.likeness import Likeness, difference_in_plugins
 from jackfield.group.line import Line
 from jackfield.group.rank import Rank, addresses
-from jackfield.models.folder import contents_of
 from jackfield.models.plan import MemoryPlan
 from jackfield.settings import Settings
 
@@ -54,7 +54,13 @@ MEANS = (
 
 UNLIKE = ("Take machines that are alike.", "Set dtype = float32 where one of them is a CPU.")
 
-ALIKE = ("Install the same versions everywhere.", "Copy rank 0's folder of the model to the others.")
+ALIKE = (
+    "Install the same versions and the same plugins everywhere, and start all processes with the same settings.",
+    "Copy rank 0's folders of the model and of its adapters to the others.",
+)
+
+TRIAL_SECONDS = 30.0
+"""How much longer a trial may take in other processes once it has raised an error in one of them."""
 
 SHARED = (
     "parallelism",
@@ -77,32 +83,39 @@ class Member(Protocol):
     share: int
     """How many processes share this machine."""
 
-    def join(self, settings: Settings, folder: Path) -> Settings:
+    def join(self, settings: Settings, own: Likeness) -> Settings:
         """Meet the others; returns the settings that count, of which the leader has some for everybody.
 
         Args:
             settings: this process's.
-            folder: where its copy of the model is.
+            own: what it has that has to be the same everywhere.
 
         Raises:
             GroupError: they are not there, or do not fit together.
         """
 
-    def agree(self, plan: MemoryPlan) -> MemoryPlan:
+    def agree(self, plan: MemoryPlan, plugins: Sequence[str]) -> MemoryPlan:
         """The plan, with no more memory than everybody has.
 
+        Args:
+            plan: this process's.
+            plugins: those that have prepared its part of the model.
+
         Raises:
-            GroupError: the others cannot go on, or keep something else of a token.
+            GroupError: the others cannot go on, keep something else of a token, or have been prepared by others.
+        """
+
+    def judge(self, consequence: str, trial: Trial) -> bool:
+        """Whether a trial succeeds in all processes, which make it at the same time; see `jackfield.engine.trials`.
+
+        Raises:
+            GroupError: they do not come to its end together.
         """
 
     def scheduler(
         self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
     ) -> Scheduler:
-        """One that keeps step with the others.
-
-        Raises:
-            GroupError: they would not take the same steps.
-        """
+        """One that keeps step with the others."""
 
 
 def _meet(rank: Rank) -> Collective:
@@ -120,17 +133,6 @@ def _meet(rank: Rank) -> Collective:
             suggestions=("Start it with one launcher only: variables of another one may be left (PMI_RANK, ...).",),
         )
     return collective
-
-
-def _check_alike(collective: Collective, runner: Runner) -> None:
-    """What a runner has found out about its model decides which steps it takes."""
-    found = mx.array([runner.ragged, runner.fuses], dtype=mx.int32)
-    if not mx.array_equal(collective.from_leader(found), found).item():
-        raise GroupError("The processes of the group compute differently.", suggestions=UNLIKE)
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jackfield", "mlx", "mlx-lm")}
 
 
 def _machine() -> str:
@@ -163,9 +165,10 @@ class Leader:
         self._free: dict[int, int] = {}
         self._agreed = False
         self._closing = False
+        self._doubts: list[threading.Timer] = []
         self._losing = threading.Lock()
 
-    def join(self, settings: Settings, folder: Path) -> Settings:
+    def join(self, settings: Settings, own: Likeness) -> Settings:
         """Meet the others, and tell them the settings."""
         if self._followers:
             # The engine failed, and wants to begin again.
@@ -174,7 +177,7 @@ class Leader:
         logger.info("%s waits for the others.", self.rank)
         self.collective = _meet(self.rank)
         try:
-            self._welcome(settings, contents_of(folder), *self._accept())
+            self._welcome(settings, own, *self._accept())
         except OSError as error:
             raise GroupLostError(f"The group does not come together: {error}.") from error
         _in_background(self._beat)
@@ -196,13 +199,13 @@ class Leader:
                 except TimeoutError:
                     raise GroupLostError("Some processes of the group do not come.") from None
                 if hello := _hello(line, secret):
-                    lines[hello["rank"]], heard[hello["rank"]] = line, hello
+                    lines[hello["rank"]], heard[hello["rank"]] = line, hello | line.receive()
                 else:
                     line.close()
         return lines, heard
 
-    def _welcome(self, settings: Settings, contents: str, lines: dict[int, Line], heard: dict[int, Message]) -> None:
-        if difference := next(filter(None, (_difference(heard[one], contents) for one in sorted(heard))), None):
+    def _welcome(self, settings: Settings, own: Likeness, lines: dict[int, Line], heard: dict[int, Message]) -> None:
+        if difference := next(filter(None, (own.difference(one, heard[one]) for one in sorted(heard))), None):
             for line in lines.values():
                 line.send({"refused": difference})
             raise GroupError(difference, suggestions=ALIKE)
@@ -222,6 +225,8 @@ class Leader:
                 continue
             if "failed" in message and self._agreed:
                 self.break_up(f"rank {number} cannot go on: {message['failed']}")
+            if message.get("raised"):
+                self._doubt(f"rank {number} failed at a trial that rank 0 does not end ({message['raised']})")
             # Whoever waits for an answer learns of it, and it ends as it says.
             self._closing = self._closing or "failed" in message
             self._answers[number].put(message)
@@ -233,12 +238,31 @@ class Leader:
             self.tell({"beat": True})
             time.sleep(BEAT_SECONDS)
 
-    def agree(self, plan: MemoryPlan) -> MemoryPlan:
+    def agree(self, plan: MemoryPlan, plugins: Sequence[str]) -> MemoryPlan:
         """The plan, with no more memory than everybody has."""
-        answers = {number: self._answers[number].get() for number in sorted(self._answers)}
+        answers = self._heard()
         self._agreed = True
         own = _needs(plan)
         for number, answer in answers.items():
+            if difference := difference_in_plugins(number, answer["plugins"], plugins):
+                raise GroupError(difference, suggestions=("See what rank 0 and that one say of plugins that failed.",))
+            if answer["layers"] != own["layers"]:
+                raise GroupError(f"Rank {number} keeps something else of a token than rank 0.", suggestions=UNLIKE)
+        needs = [own, *answers.values()]
+        agreed = {"pool": min(one["pool"] for one in needs), "workspace": max(one["workspace"] for one in needs)}
+        self.tell({"agreed": agreed})
+        return _agreeing(plan, **agreed)
+
+    def _heard(self, timeout: float | None = None) -> dict[int, Message]:
+        """What each follower answers.
+
+        Raises:
+            GroupError: one cannot go on.
+            Empty: one says nothing for so many seconds.
+        """
+        answers: dict[int, Message] = {}
+        for number in sorted(self._answers):
+            answer = self._answers[number].get(timeout=timeout)
             if answer is None:
                 raise GroupLostError(f"Rank {number} is gone.")
             if "failed" in answer:
@@ -246,18 +270,37 @@ class Leader:
                     f"Rank {number} cannot go on: {answer['failed']}",
                     suggestions=("See what it says itself, and what jackfield doctor says on its machine.",),
                 )
-            if answer["layers"] != own["layers"]:
-                raise GroupError(f"Rank {number} keeps something else of a token than rank 0.", suggestions=UNLIKE)
-        needs = [own, *(answer for answer in answers.values() if answer)]
-        agreed = {"pool": min(one["pool"] for one in needs), "workspace": max(one["workspace"] for one in needs)}
-        self.tell({"agreed": agreed})
-        return _agreeing(plan, **agreed)
+            answers[number] = answer
+        return answers
+
+    def judge(self, consequence: str, trial: Trial) -> bool:
+        """Whether a trial succeeds everywhere."""
+        own = attempt(consequence, trial)
+        try:
+            answers = self._heard(TRIAL_SECONDS if own.raised else None)
+        except Empty:
+            self.break_up(f"rank 0 failed at a trial that others do not end ({own.raised})")
+            raise GroupLostError(self.broken or "The group has fallen apart.") from None
+        self._settle()
+        succeeded = own.succeeded and all(answer["succeeded"] for answer in answers.values())
+        self.tell({"judged": succeeded})
+        return succeeded
+
+    def _doubt(self, reason: str) -> None:
+        """The group has fallen apart unless `_settle` is called soon: the engine's thread may wait in MLX for ever."""
+        timer = threading.Timer(TRIAL_SECONDS, self.break_up, [reason])
+        timer.daemon = True
+        self._doubts.append(timer)
+        timer.start()
+
+    def _settle(self) -> None:
+        while self._doubts:
+            self._doubts.pop().cancel()
 
     def scheduler(
         self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
     ) -> Scheduler:
         """One whose steps the others take too."""
-        _check_alike(self.collective, runner)
         return LeadingScheduler(
             runner, prefix_cache, max_batch, guard, pace, collective=self.collective, followers=self
         )
@@ -313,15 +356,14 @@ class Follower:
         self._line: Line | None = None
         self._messages: SimpleQueue[Message] = SimpleQueue()
 
-    def join(self, settings: Settings, folder: Path) -> Settings:
+    def join(self, settings: Settings, own: Likeness) -> Settings:
         """Meet the others, and hear the settings."""
         self.collective = _meet(self.rank)
         try:
             where = json.loads(self.collective.text_from_leader())
             line = _connect(where["addresses"], where["port"])
-            itself = {"rank": self.rank.number, "machine": _machine()}
-            model = {"versions": _versions(), "contents": contents_of(folder)}
-            line.send({"secret": where["secret"], **itself, **model})
+            line.send({"secret": where["secret"], "rank": self.rank.number, "machine": _machine()})
+            line.send(own.message())
             welcome = line.receive()
         except (OSError, RuntimeError, ValueError) as error:
             raise GroupLostError(f"The leader is gone: {error}.") from error
@@ -357,13 +399,21 @@ class Follower:
                 return
             time.sleep(BEAT_SECONDS)
 
-    def agree(self, plan: MemoryPlan) -> MemoryPlan:
+    def agree(self, plan: MemoryPlan, plugins: Sequence[str]) -> MemoryPlan:
         """The plan, with no more memory than everybody has."""
-        self._send(_needs(plan))
+        self._send({**_needs(plan), "plugins": list(plugins)})
+        return _agreeing(plan, **self._answer("agreed"))
+
+    def judge(self, consequence: str, trial: Trial) -> bool:
+        """Whether a trial succeeds everywhere."""
+        self._send(asdict(attempt(consequence, trial)))
+        return bool(self._answer("judged"))
+
+    def _answer(self, key: str) -> Any:
         message = self._messages.get()
-        if "agreed" not in message:
+        if key not in message:
             raise GroupError("The leader has ended.", suggestions=("See what it says itself.",))
-        return _agreeing(plan, **message["agreed"])
+        return message[key]
 
     def failed(self, reason: str) -> None:
         """Tell the leader, if it is there, that there is no going on."""
@@ -378,7 +428,6 @@ class Follower:
         self, runner: Runner, prefix_cache: PrefixCache, max_batch: int, guard: MemoryGuard, pace: PrefillPace
     ) -> FollowingScheduler:
         """One that takes the leader's steps."""
-        _check_alike(self.collective, runner)
         self.free = guard.free
         return FollowingScheduler(
             runner, prefix_cache, max_batch, guard, pace, collective=self.collective, hear=self._messages.get
@@ -402,19 +451,6 @@ def _hello(line: Line, secret: str) -> Message | None:
         logger.warning("Somebody who is no process of the group has called: %s.", type(error).__name__)
         return None
     return hello if known else None
-
-
-def _difference(hello: Message, contents: str) -> str | None:
-    """Why the one who says this of itself cannot work for a leader whose model is that."""
-    if hello["versions"] != (own := _versions()):
-        return f"Rank {hello['rank']} has {_named(hello['versions'])}, rank 0 {_named(own)}."
-    if hello["contents"] != contents:
-        return f"Rank {hello['rank']} has other files of the model than rank 0."
-    return None
-
-
-def _named(versions: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _open_port(hosts: list[str]) -> socket.socket:

@@ -30,6 +30,12 @@ class EngineHooks:
         """Whether any plugin has to do with requests there."""
         return self._dispatcher.has("logits_processors") or self._dispatcher.has("make_sampler")
 
+    @property
+    def preparing(self) -> list[str]:
+        """The plugins that prepare models, with their versions, in the order in which they do."""
+        plugins = [implementation.plugin for implementation in self._dispatcher.of("prepare_model")]
+        return [f"{plugin.name} {plugin.version}" for plugin in plugins]
+
     def overdue(self, thread: int | None) -> str | None:
         """What hangs on an engine's thread, if a plugin does; that one is disabled. For the watching thread."""
         running = self._running.get(thread or 0)

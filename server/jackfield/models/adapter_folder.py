@@ -1,5 +1,6 @@
 """What a folder of an adapter looks like from outside."""
 
+from hashlib import blake2b
 from pathlib import Path
 
 from jackfield.models.folder import read_json
@@ -27,6 +28,15 @@ def adapter_bytes(folder: Path) -> int:
     """What it takes in memory at most, going by its file, whose numbers have 16 bits at least."""
     file = weights_file(folder)
     return 2 * file.stat().st_size if file else 0
+
+
+def contents_of_adapter(folder: Path) -> str:
+    """What its files hold, as a digest in hexadecimal that is the same for copies on other machines."""
+    digest = blake2b(digest_size=16)
+    for file in (folder / CONFIG, weights_file(folder)):
+        if file is not None and file.is_file():
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def base_model(folder: Path) -> str | None:

@@ -135,12 +135,12 @@ def sole_model(settings: Settings) -> str:
     """The name of the one model that a group of processes serves.
 
     Raises:
-        ConfigurationError: there are more, or something that a group does not have.
+        ConfigurationError: there are more.
     """
     names = named(settings)
-    if len(names) > 1 or settings.of_model(names[0]).adapters:
+    if len(names) > 1:
         raise ConfigurationError(
-            "Several processes together serve one model, and no adapters.",
+            f"Several processes together serve one model, and {len(names)} are set.",
             suggestions=(f"Leave out all but {names[0]}.", "Serve others without mlx.launch."),
         )
     return names[0]

@@ -23,8 +23,10 @@ from jackfield.engine.request import Adapter
 from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.thread import Engine
+from jackfield.engine.trials import alone
 from jackfield.errors import ModelLoadError
 from jackfield.events import EventBus
+from jackfield.group.likeness import Likeness
 from jackfield.group.member import Member
 from jackfield.hooks.engine_side import EngineHooks, UnpreparedError
 from jackfield.models import cpu
@@ -33,6 +35,7 @@ from jackfield.models.adapter_folder import adapter_bytes
 from jackfield.models.adapters import install
 from jackfield.models.architecture import from_folder
 from jackfield.models.device import Device, describe, detect_device, load_blas
+from jackfield.models.division import Division
 from jackfield.models.embedding import read_embedding_spec
 from jackfield.models.folder import read_json
 from jackfield.models.hub_adapter import local_adapter
@@ -200,6 +203,8 @@ class SchedulerLoader:
         self._network: Network | None = None
         self._disk: DiskCache | None = None
         self._adapters: Adapters | None = None
+        self._division: Division | None = None
+        """What the group has made of the network, if there are adapters to be put onto it."""
         self.adapters: dict[str, Adapter] = {}
         """The model's adapters by their names."""
         self.plan: MemoryPlan
@@ -217,13 +222,15 @@ class SchedulerLoader:
         """
         self._thread = threading.current_thread()
         if self._member is not None:
-            self._settings = self._member.join(self._settings, self._folder)
+            likeness = Likeness.of(self._folder, adapter_folders(self._settings), self._plugins)
+            self._settings = self._member.join(self._settings, likeness)
         if self._network is not None:
             self._clean_up(fresh=fresh)
         network = self._network = self._network or self._read()
         encoder = ImageEncoder(network.model, self.images.own) if self.images else None
         adapters = self._adapters or NONE
-        runner = Runner(network.model, kv_bits=self._settings.kv_bits, images=encoder, adapters=adapters)
+        judge = self._member.judge if self._member else alone
+        runner = Runner(network.model, self._settings.kv_bits, images=encoder, adapters=adapters, judge=judge)
         self.vocabulary = runner.vocabulary
         self.embedding_width = runner.pooler.width if runner.pooler else None
         self._disk = self._disk or self._open_disk(runner, network.dtype)
@@ -263,7 +270,7 @@ class SchedulerLoader:
         network = self._adapted(network)
         self._tell(describe(self._device, network.dtype))
         plan = self._plan(network)
-        self.plan = self._fitting(self._member.agree(plan) if self._member else plan)
+        self.plan = self._fitting(self._member.agree(plan, self._plugins) if self._member else plan)
         for line in self.plan.lines():
             self._tell(line)
         own = processor_for(network.model, network.config)
@@ -275,7 +282,7 @@ class SchedulerLoader:
         files = [read_adapter(name, folder) for name, folder in adapter_folders(self._settings).items()]
         if not files:
             return network
-        self._adapters, self.adapters = install(network.model, files)
+        self._adapters, self.adapters = install(network.model, files, self._division)
         arrays: dict[str, mx.array] = dict(tree_flatten(network.model.parameters()))
         return replace(network, nbytes=sum(array.nbytes for array in arrays.values()))
 
@@ -283,11 +290,18 @@ class SchedulerLoader:
         prepared = cpu.prepare(model=model, config=config, device=device)
         return self._hooks.prepare_model(model=prepared, config=config, device=device) if self._hooks else prepared
 
+    @property
+    def _plugins(self) -> list[str]:
+        """Those that prepare the model."""
+        return self._hooks.preparing if self._hooks else []
+
     def _shard(self, model: nn.Module, config: dict[str, Any]) -> None:
         if self._member is not None:
             wanted = None if self._settings.parallelism == "auto" else self._settings.parallelism
             group = self._member.collective.group
             kind = shard(model, config, group, wanted)
+            if self._settings.adapters:
+                self._division = Division(model, lambda other: shard(other, config, group, kind), group)
             self._tell(f"Rank {group.rank()} of {group.size()}: {kind} parallelism")
 
     def _limit(self, loaded: int = 0) -> int | None:
