@@ -127,9 +127,10 @@ def start(
     *flags: str,
     hosts: Sequence[str] = (),
     launchers: Sequence[Sequence[str]] = (),
+    own: Sequence[Sequence[str]] = (),
     **environment: str,
 ) -> Iterator[tuple[list[Rank], str]]:
-    """The same without waiting, for those that will not serve."""
+    """The same without waiting, for those that will not serve; each may have flags of its ``own``."""
     folders = [models] * size if isinstance(models, Path) else models
     port, *ports = free_ports(size + 1)
     addresses = [f"{host}:{own}" for host, own in zip(hosts or ["127.0.0.1"] * size, ports, strict=True)]
@@ -140,7 +141,7 @@ def start(
         ranks = []
         try:
             for number, (folder, launcher) in enumerate(zip(folders, launchers or [()] * size, strict=True)):
-                command = ["serve", "--model", str(folder), "--port", str(port), *flags]
+                command = ["serve", "--model", str(folder), "--port", str(port), *flags, *(own[number] if own else ())]
                 process = subprocess.Popen(
                     [*launcher, sys.executable, "-m", "jackfield", *command],
                     stderr=subprocess.PIPE,
