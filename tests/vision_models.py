@@ -52,7 +52,7 @@ def config(vocabulary: int, image_token: int, layers: list[str] = SLIDING) -> di
         "rms_norm_eps": 1e-5,
         "post_norm_eps": 1e-6,
         "rope_parameters": {"rope_theta": 10000.0},
-        "layer_rope_theta": [10000.0, 0],
+        "layer_rope_theta": [10000.0, 0] * (len(layers) // 2),
         "layer_types": layers,
         "sliding_window": 48,
         "final_logit_softcapping": 20.0,

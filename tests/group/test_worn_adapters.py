@@ -59,9 +59,7 @@ def alone(models: dict[str, Path], adapters: Path) -> Iterator[dict[str, openai.
 
 
 @pytest.fixture(scope="module", params=DIVIDED, ids=lambda divided: "-".join(map(str, divided)))
-def together(
-    request: pytest.FixtureRequest, models: dict[str, Path], adapters: Path
-) -> Iterator[tuple[str, Group]]:
+def together(request: pytest.FixtureRequest, models: dict[str, Path], adapters: Path) -> Iterator[tuple[str, Group]]:
     """One of them among several processes."""
     name, size, parallelism = request.param
     with group(models[name], size, "--parallelism", parallelism, *flags(adapters, name)) as serving:
@@ -87,9 +85,7 @@ def test_the_same_as_one_process(together: tuple[str, Group], alone: dict[str, o
 def test_all_in_one_batch(together: tuple[str, Group], alone: dict[str, openai.OpenAI]) -> None:
     """Prompts of all lengths, some of which are read in steps that others share."""
     model, serving = together
-    asked = [
-        (name, f"{name} {count}. {WORDS * count}") for count in (1, 4, 16) for name in (model, *NAMES[model])
-    ]
+    asked = [(name, f"{name} {count}. {WORDS * count}") for count in (1, 4, 16) for name in (model, *NAMES[model])]
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = list(pool.map(lambda one: says(serving.client, *one), asked))
     assert answers == [says(alone[model], *one) for one in asked]

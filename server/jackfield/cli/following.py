@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import cast
 
+from jackfield.cli.complaint import complain
 from jackfield.cli.progress import RichProgress
 from jackfield.engine.lockstep import FollowingScheduler
 from jackfield.errors import GroupLostError, JackfieldError
@@ -73,11 +74,19 @@ def follow(
     thread = threading.Thread(target=work, name="jackfield-engine", daemon=True)
     thread.start()
     thread.join()
-    if failures:
-        raise failures[0]
-    mpi.finish(rank)
+    if not failures:
+        mpi.finish(rank)
     # MLX's own threads are not made for an interpreter that ends.
-    end_process(0)
+    end_process(_told(failures[0]) if failures else 0)
+
+
+def _told(failure: BaseException) -> int:
+    """The exit status of a process that has failed, after saying why."""
+    if isinstance(failure, JackfieldError):
+        complain(failure)
+        return failure.exit_status
+    logger.error("This process cannot go on.", exc_info=failure)
+    return 1
 
 
 def _work(follower: Follower, load: SchedulerLoader) -> None:

@@ -8,6 +8,7 @@ import click
 
 from jackfield import __version__
 from jackfield import settings as configuration
+from jackfield.cli.complaint import complain
 from jackfield.cli.config import config
 from jackfield.cli.doctor import doctor
 from jackfield.cli.keys import keys
@@ -32,9 +33,7 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except JackfieldError as error:
-            click.echo(f"jackfield: {error.message}", err=True)
-            for suggestion in error.suggestions:
-                click.echo(f"  - {suggestion}", err=True)
+            complain(error)
             sys.exit(error.exit_status)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
