@@ -112,8 +112,8 @@ def prompt_image(start: int, pixels: NDArray[np.uint8]) -> PromptImage:
     return PromptImage(start, count, pixels, hashlib.sha256(pixels.tobytes()).digest())
 
 
-def write_vision_model(starter: Path, folder: Path, layers: list[str] = SLIDING) -> Path:
-    """A checkpoint with the starter's tokenizer and the tokens that images need."""
+def write_vision_model(starter: Path, folder: Path, layers: list[str] = SLIDING, rows: int = 4) -> Path:
+    """A checkpoint with the starter's tokenizer and the tokens that images need; its vocabulary divides by ``rows``."""
     tokenizer = json.loads((starter / "tokenizer.json").read_text())
     vocabulary = len(tokenizer["model"]["vocab"])
     like = tokenizer["added_tokens"][0]
@@ -122,7 +122,8 @@ def write_vision_model(starter: Path, folder: Path, layers: list[str] = SLIDING)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     named = json.loads((starter / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(named | {"chat_template": TEMPLATE}))
-    settings = config(vocabulary + len(added), added[-1]["id"], layers)
+    # Rows that no token has, as many checkpoints have them.
+    settings = config(-(-(vocabulary + len(added)) // rows) * rows, added[-1]["id"], layers)
     write_config(folder, settings | {"eos_token_id": json.loads((starter / "config.json").read_text())["eos_token_id"]})
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network(settings).parameters())))
     return folder

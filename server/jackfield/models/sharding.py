@@ -31,7 +31,11 @@ def shard(
         raise _indivisible(config, group.size(), {kind: obstacles[kind] for kind in kinds})
     network: Any = model
     if kind == "tensor":
-        network.shard(group)
+        try:
+            network.shard(group)
+        except (AssertionError, ValueError) as error:
+            # An architecture may have more to divide, such as its vocabulary. What has been begun cannot be undone.
+            raise _indivisible(config, group.size(), {"tensor": [str(error)]}) from error
     else:
         network.model.pipeline(group)
     return kind
@@ -73,5 +77,8 @@ def _indivisible(config: Mapping[str, Any], size: int, obstacles: Mapping[Parall
     reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
     return ModelLoadError(
         f"This model ({config.get('model_type')}) cannot be divided among {size} processes. {reasons}.",
-        suggestions=("Start another number of processes.", "Leave out --parallelism to take whichever is possible."),
+        suggestions=(
+            "Start another number of processes.",
+            "Leave out --parallelism to take whichever is possible, or try --parallelism pipeline.",
+        ),
     )
