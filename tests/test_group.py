@@ -8,22 +8,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mlx_lm.models import qwen3_5, qwen3_moe
 from mlx_lm.models.qwen2 import Model, ModelArgs
 
-from group_model import write_group_model
+import vision_models
+from group_model import EXPERTS, write_group_model
 from groups import group
 from jackfield.cli import main
 from jackfield.engine.lockstep import from_message, to_message
-from jackfield.engine.request import EmbeddingRequest, GenerationRequest, PromptImage, SamplingParameters
+from jackfield.engine.request import Adapter, EmbeddingRequest, GenerationRequest, PromptImage, SamplingParameters
 from jackfield.errors import ConfigurationError, ModelLoadError
 from jackfield.group.keeper import AGAIN, PARENT, does_the_work
 from jackfield.group.line import Line
 from jackfield.group.member import _hello as hello_of
 from jackfield.group.rank import Rank, addresses, from_environment
+from jackfield.models.division import Division
 from jackfield.models.folder import contents_of
 from jackfield.models.sharding import shard
 from model_fixtures import tiny_config
@@ -122,14 +127,14 @@ def test_the_leader_is_reached_where_the_launcher_says(monkeypatch: pytest.Monke
 def test_followers_get_of_a_request_what_the_model_sees() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     image = PromptImage(1, 2, pixels, b"d" * 32)
-    request = GenerationRequest(
-        "a", (1, 2, 2, 3), 7, SamplingParameters(seed=4), images=(image,), priority=-10, deadline=5.5
-    )
+    adapter, sampling = Adapter(1, b"sixteen bytes..."), SamplingParameters(seed=4)
+    request = GenerationRequest("a", (1, 2, 2, 3), 7, sampling, (image,), adapter, priority=-10, deadline=5.5)
     copy = from_message(json.loads(json.dumps(to_message(request))))
     assert isinstance(copy, GenerationRequest)
     assert (copy.id, copy.prompt, copy.max_tokens, copy.priority, copy.deadline) == ("a", (1, 2, 2, 3), 7, -10, 5.5)
     assert (copy.images[0].start, copy.images[0].end, copy.images[0].digest) == (1, 3, b"d" * 32)
     assert np.array_equal(copy.images[0].pixels, pixels)
+    assert copy.adapter == adapter
     texts = EmbeddingRequest("b", ((1, 2), (3,)), "last", priority=60)
     assert from_message(json.loads(json.dumps(to_message(texts)))) == texts
 
@@ -225,11 +230,52 @@ def network(**changes: object) -> tuple[Model, dict[str, object]]:
     return Model(ModelArgs.from_dict(config)), config
 
 
+def experts_network() -> tuple[qwen3_moe.Model, dict[str, object]]:
+    config = tiny_config("qwen3_moe", 64, **EXPERTS, mlp_only_layers=[], norm_topk_prob=True)
+    return qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(config)), config
+
+
 def test_every_layer_is_shared_out_where_that_is_possible() -> None:
     model, config = network()
     assert shard(model, config, Size(2, 1)) == "tensor"  # type: ignore[arg-type]
     assert model.layers[0].self_attn.n_heads == 2
     assert model.layers[0].mlp.up_proj.weight.shape == (64, 64)
+
+
+ARCHITECTURES = {
+    "qwen2": lambda: network()[0],
+    "qwen3_moe": lambda: experts_network()[0],
+    # Query, key, value and gate in one matrix.
+    "muse_spark": lambda: vision_models.network(vision_models.config(64, 7)),
+    # Layers that have a state, whose query, key and value are in one matrix.
+    "qwen3_5": lambda: qwen3_5.Model(qwen3_5.ModelArgs.from_dict({"model_type": "qwen3_5", "text_config": LINEAR})),
+}
+
+LINEAR = tiny_config("qwen3_5_text", 64) | {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+    "rope_parameters": {"type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_is_known_which_inputs_and_outputs_of_a_layer_are_whose(architecture: str) -> None:
+    model = ARCHITECTURES[architecture]()
+    whole = {path: module.weight for path, module in model.named_modules() if "_proj" in path and "weight" in module}
+    second: Any = Size(2, 1)
+    division = Division(model, lambda other: other.shard(second), second)
+    model.shard(second)
+    own = {path: module.weight for path, module in model.named_modules() if path in whole}
+    assert own.keys() == whole.keys()
+    assert any(own[path].size < whole[path].size for path in whole)
+    for path, weight in whole.items():
+        if "vision" not in path:
+            taken = mx.take(mx.take(weight, division.outputs(path), axis=-2), division.inputs(path), axis=-1)
+            assert mx.array_equal(own[path], taken).item(), path
 
 
 def test_layers_are_where_it_is_not() -> None:
