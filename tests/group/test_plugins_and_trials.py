@@ -1,13 +1,11 @@
-"""Plugins that prepare models are the same in all processes; and what one of them cannot do does not hang the others."""
+"""Plugins that prepare models are the same in all processes, and a trial that fails in one does not hang the others."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from groups import Group, answer, group, start, wait_until
+from groups import answer, group, start, wait_until
 
 PLUGIN = """
 import os
@@ -58,10 +56,8 @@ def test_the_same_plugin_everywhere(model: Path, installed: dict[str, str]) -> N
 
 
 def test_a_plugin_that_one_does_not_have(model: Path, installed: dict[str, str]) -> None:
-    with start(model, 2, own=[[], ["--disable-plugin", "fragile"]], **installed | {"JACKFIELD_PLUGINS": ""}) as (
-        ranks,
-        _,
-    ):
+    without = [[], ["--disable-plugin", "fragile"]]
+    with start(model, 2, own=without, **installed | {"JACKFIELD_PLUGINS": ""}) as (ranks, _):
         assert [rank.process.wait(100) for rank in ranks] == [1, 1]
         told = "Rank 1's model is prepared by no plugins, rank 0's by the plugins fragile 1.2."
         assert all(rank.says(told) for rank in ranks), [rank.log for rank in ranks]
@@ -80,12 +76,10 @@ def test_a_trial_that_fails_in_all(model: Path, installed: dict[str, str]) -> No
         assert answer(serving.client)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("parallelism", ["tensor", "pipeline"])
+@pytest.mark.parametrize(("rank", "parallelism"), [(0, "tensor"), (1, "pipeline")])
 def test_a_trial_that_fails_in_one(model: Path, installed: dict[str, str], rank: int, parallelism: str) -> None:
     """The others, which wait in MLX for ever, end nevertheless, and it is said why."""
-    other = "others do" if rank == 0 else "rank 0 does"
-    told = f"rank {rank} failed at a trial that {other} not end (MemoryError: no room for two rows)"
+    told = f"rank {rank} failed while it tried out the model (MemoryError: no room for two rows)"
     with start(model, 2, "--parallelism", parallelism, FRAGILE=str(rank), **installed) as (ranks, _):
         wait_until(lambda: ranks[0].says(told), lambda: "".join(ranks[0].log))
         wait_until(lambda: all(rank.says("started anew") for rank in ranks), lambda: "".join(ranks[1].log))

@@ -226,7 +226,8 @@ class Leader:
             if "failed" in message and self._agreed:
                 self.break_up(f"rank {number} cannot go on: {message['failed']}")
             if message.get("raised"):
-                self._doubt(f"rank {number} failed at a trial that rank 0 does not end ({message['raised']})")
+                told = f"rank {number} failed while it tried out the model ({message['raised']})"
+                self._doubt(f"{told}, and rank 0 still waits for it")
             # Whoever waits for an answer learns of it, and it ends as it says.
             self._closing = self._closing or "failed" in message
             self._answers[number].put(message)
@@ -279,8 +280,8 @@ class Leader:
         try:
             answers = self._heard(TRIAL_SECONDS if own.raised else None)
         except Empty:
-            self.break_up(f"rank 0 failed at a trial that others do not end ({own.raised})")
-            raise GroupLostError(self.broken or "The group has fallen apart.") from None
+            self.break_up(f"rank 0 failed while it tried out the model ({own.raised}), and others still wait for it")
+            raise GroupLostError(self.loss or "The group has fallen apart.") from None
         self._settle()
         succeeded = own.succeeded and all(answer["succeeded"] for answer in answers.values())
         self.tell({"judged": succeeded})
