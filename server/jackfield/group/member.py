@@ -281,7 +281,7 @@ class Leader:
             answers = self._heard(TRIAL_SECONDS if own.raised else None)
         except Empty:
             self.break_up(f"rank 0 failed while it tried out the model ({own.raised}), and others still wait for it")
-            raise GroupLostError(self.loss or "The group has fallen apart.") from None
+            raise GroupLostError(self.broken or "The group has fallen apart.") from None
         self._settle()
         succeeded = own.succeeded and all(answer["succeeded"] for answer in answers.values())
         self.tell({"judged": succeeded})
