@@ -427,7 +427,7 @@ def test_output_that_is_not_a_number_ends_that_request_alone(url, fault):
     assert fault.kinds() == []
 
 
-def test_a_bug_in_an_endpoint_is_an_envelope_too(url, monkeypatch):
+def test_a_bug_in_an_endpoint_is_an_envelope_too(url, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("secret detail")
 
@@ -436,6 +436,9 @@ def test_a_bug_in_an_endpoint_is_an_envelope_too(url, monkeypatch):
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
+    (told,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert told.getMessage() == f"Unexpected error at GET /v1/models, request {response.headers['x-request-id']}"
+    assert "secret detail" in str(told.exc_info)
 
 
 def test_a_body_that_is_too_large_is_413(url, monkeypatch):

@@ -5,13 +5,14 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from http.client import IncompleteRead
 from typing import Any
 
 import httpx2
 import pytest
 from pydantic import BaseModel, ConfigDict, SecretStr
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from contract import validator
@@ -653,6 +654,21 @@ def test_an_error_behind_middleware_is_not_the_middlewares(jackfield_server: Sta
     assert reply.status == 500
     assert reply.json["error"]["code"] == "internal_error"
     assert report(server, "layer")["failures"] == 0
+
+
+def test_an_answer_that_fails_on_its_way_breaks_off(
+    jackfield_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"half of it"
+        raise RuntimeError("inside")
+
+    routes = implementing("register_routes", lambda: [Route("/fails", lambda _: StreamingResponse(parts()))])
+    server = jackfield_server(("routes", routes))
+    with pytest.raises(IncompleteRead):
+        server.get("/fails")
+    (told,) = (record for record in caplog.records if record.exc_info)
+    assert "Unexpected error at GET /fails, request req_" in told.getMessage()
 
 
 # --- Tool parsers ----------------------------------------------------------------------------------------------------

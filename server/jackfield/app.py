@@ -1,6 +1,5 @@
 """The table of contents: routes, middleware, and what becomes of errors."""
 
-import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,7 +8,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
@@ -34,8 +32,9 @@ from jackfield.api.responses.create import create_response
 from jackfield.api.responses.stored import cancel_response, input_items, stored_response
 from jackfield.api.status import health, ready
 from jackfield.api.tokens import apply_template, detokenize, tokenize, tokenizer_info
+from jackfield.api.unforeseen import Unforeseen
 from jackfield.backends.collector import RouteCollector, UpstreamCollector
-from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError, unexpected
+from jackfield.errors import ConfigurationError, JackfieldError, MethodNotAllowedError, NotFoundError
 from jackfield.events import EventBus
 from jackfield.exchange import Exchange
 from jackfield.hooks.calls import Hooks
@@ -47,8 +46,6 @@ from jackfield.metrics import Metrics
 from jackfield.models.registry import Registry
 from jackfield.security.keyring import Keyring
 from jackfield.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 _API = [
     ("/chat/completions", chat_completions, "POST"),
@@ -112,8 +109,7 @@ def create_app(
             Middleware(Named),
             *_cors(settings),
             Middleware(Measured, metrics=measured.of_routes(served)),
-            # Starlette's own place for it is before all of these, where answers would lack what they add.
-            Middleware(ServerErrorMiddleware, handler=_unexpected),
+            Middleware(Unforeseen),
             Middleware(Arrival, hooks=hooks, keys=keys, open_paths=_open_paths(host, plugged)),
             Middleware(Guard, hosts=settings.allowed_hosts, origins=settings.cors_origins),
             Middleware(Draining, drain=host.drain),
@@ -258,8 +254,3 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _gone(request: Request, error: Exception) -> Response:
     # Nobody reads this; 499 is what nginx writes into its log for a client that hung up.
     return Response(status_code=499)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    logger.exception("Unexpected error at %s %s", request.method, request.url.path, exc_info=error)
-    return refusal(unexpected(), request)

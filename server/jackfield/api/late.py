@@ -36,7 +36,7 @@ async def stream(
                 prepared = await preparing
             prepared.answer.admit()
         except Exception as error:
-            failure = sse.expected(error)
+            failure = sse.expected(error, exchange.info.id)
             exchange.failed(failure)
             for event in kind.refused(failure, exchange.info.id):
                 yield event

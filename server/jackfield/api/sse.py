@@ -71,7 +71,7 @@ async def deltas(answer: AnyAnswer) -> AsyncGenerator[Delta | bytes | JackfieldE
                 last = time.monotonic()
                 yield _progress(part)
     except Exception as error:
-        failure = expected(error)
+        failure = expected(error, answer.exchange.info.id)
         answer.exchange.failed(failure)
         ends = isinstance(failure, ShuttingDownError)
         told = ends or isinstance(failure, UpstreamError | UpstreamBusyError)
@@ -87,11 +87,11 @@ async def deltas(answer: AnyAnswer) -> AsyncGenerator[Delta | bytes | JackfieldE
         answer.cancel()
 
 
-def expected(error: Exception) -> JackfieldError:
+def expected(error: Exception, request_id: str) -> JackfieldError:
     """What is told of it."""
     if isinstance(error, JackfieldError):
         return error
-    logger.error("Unexpected error in a stream", exc_info=error)
+    logger.error("Unexpected error in a stream, request %s", request_id, exc_info=error)
     return unexpected()
 
 
