@@ -741,6 +741,15 @@ def test_a_call_in_which_the_engine_fails_is_closed(server: JackfieldServer) -> 
     assert short[-2:] == ["ends: max_tokens", "message_stop"]
 
 
+def test_other_errors_of_the_client(server: JackfieldServer) -> None:
+    known = {"Anthropic-Version": "2023-06-01"}
+    for reply, status in (
+        (server.get("/v1/models", headers={**known, "Host": "evil.example.net"}), 421),
+        (server.post("/v1/models/unload", {"model": "scripted"}, headers=known), 409),
+    ):
+        assert (reply.status, reply.json["error"]["type"]) == (status, "invalid_request_error")
+
+
 def test_a_body_that_is_too_large(jackfield_server: StartServer) -> None:
     server = jackfield_server(max_body_bytes=1024)
     reply = ask(server, messages=[{"role": "user", "content": "x" * 2000}])

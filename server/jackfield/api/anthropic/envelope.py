@@ -8,19 +8,22 @@ _TYPES: dict[int, ErrorType] = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
     413: "request_too_large",
-    415: "invalid_request_error",
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
 }
 
 
+def _type(status: int) -> ErrorType:
+    """Anthropic's word for it; below 500 the first one stands for all others (docs.claude.com/en/api/errors)."""
+    return _TYPES.get(status, _TYPES[400] if status < 500 else "api_error")
+
+
 def envelope(error: JackfieldError, request_id: str) -> MessagesErrorEnvelope:
     """What a client of this API is told of an error."""
     details = MessagesErrorDetails(
-        type=_TYPES.get(error.status, "api_error"),
+        type=_type(error.status),
         message=_message(error),
         param=error.param,
         category=error.category,
