@@ -28,7 +28,7 @@ def write_group_model(starter: Path, folder: Path, seed: int = 0) -> Path:
         intermediate_size=384,
         num_attention_heads=6,
         num_key_value_heads=6,
-        num_hidden_layers=6,
+        num_hidden_layers=8,
         tie_word_embeddings=False,
         eos_token_id=2,
     )

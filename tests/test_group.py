@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlx_lm.models import qwen3_5, qwen3_moe
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlx_lm.models.qwen2 import Model, ModelArgs
 
 import vision_models
@@ -30,7 +31,7 @@ from jackfield.group.member import _hello as hello_of
 from jackfield.group.rank import Rank, addresses, from_environment
 from jackfield.models.division import Division
 from jackfield.models.folder import contents_of
-from jackfield.models.sharding import shard
+from jackfield.models.sharding import Part, shard
 from model_fixtures import tiny_config
 
 # --- Ranks ---------------------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def experts_network() -> tuple[qwen3_moe.Model, dict[str, object]]:
 
 def test_every_layer_is_shared_out_where_that_is_possible() -> None:
     model, config = network()
-    assert shard(model, config, Size(2, 1)) == "tensor"  # type: ignore[arg-type]
+    assert shard(model, config, Size(2, 1)) == Part("tensor", 2)  # type: ignore[arg-type]
     assert model.layers[0].self_attn.n_heads == 2
     assert model.layers[0].mlp.up_proj.weight.shape == (64, 64)
 
@@ -280,16 +281,35 @@ def test_it_is_known_which_inputs_and_outputs_of_a_layer_are_whose(architecture:
 
 def test_layers_are_where_it_is_not() -> None:
     model, config = network(num_attention_heads=3, num_key_value_heads=3, hidden_size=96)
-    assert shard(model, config, Size(2, 1)) == "pipeline"  # type: ignore[arg-type]
+    assert shard(model, config, Size(2, 1)) == Part("pipeline", 1)  # type: ignore[arg-type]
     assert len(model.layers) == 1
+
+
+def test_layers_go_to_any_number_of_processes() -> None:
+    """The first have one more where it does not come out even, and all count as many."""
+    own = []
+    for rank in range(3):
+        model, config = network(num_hidden_layers=7, num_attention_heads=4)
+        assert shard(model, config, Size(3, rank), "pipeline") == Part("pipeline", 3)  # type: ignore[arg-type]
+        own.append(len(model.layers))
+    assert own == [3, 2, 2]
+
+
+def test_layers_of_several_kinds_have_to_come_out_even() -> None:
+    """Otherwise processes would hold other things of the same tokens, and decide otherwise about memory."""
+    model, config = network(num_hidden_layers=3)
+    mixed = [KVCache(), RotatingKVCache(max_size=64), KVCache()]
+    model.make_cache = lambda: mixed
+    with pytest.raises(ModelLoadError, match="its 3 layers, which are of several kinds, are no multiple of 2"):
+        shard(model, config, Size(2), "pipeline")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_divided_says_why() -> None:
     model, config = network()
     with pytest.raises(ModelLoadError, match="its 4 attention heads are no multiple of 3") as refused:
         shard(model, config, Size(3))  # type: ignore[arg-type]
-    assert "its 2 layers are no multiple of 3" in refused.value.message
-    with pytest.raises(ModelLoadError, match=r"among 3 processes\. pipeline: its 2 layers"):
+    assert "it has 2 layers only" in refused.value.message
+    with pytest.raises(ModelLoadError, match=r"among 3 processes\. pipeline: it has 2 layers only"):
         shard(model, config, Size(3), "pipeline")  # type: ignore[arg-type]
 
 

@@ -35,7 +35,7 @@ def adapters(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     dense, experts = models[DENSE], models[EXPERTS]
     write_adapter(dense, folder / DENSE / "sql", 1)
     # Whoever has none of the last layers has nothing of it.
-    last = "model.layers.5"
+    last = "model.layers.7"
     write_peft_adapter(dense, folder / DENSE / "poems", 2, layers=last, use_rslora=True)
     write_adapter(dense, folder / DENSE / "dora", 3, dora=True)
     write_adapter(experts, folder / EXPERTS / "law", 4)

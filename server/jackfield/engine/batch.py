@@ -54,12 +54,12 @@ class DecodeBatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows' caches."""
-        return self._caches.nbytes
+        """Bytes of the rows' caches, as they count."""
+        return self._runner.counted(self._caches.nbytes)
 
     def nbytes_ahead(self, joining: Many[int] = ()) -> int:
         """The most on the way to one more position in every row, and in rows of these lengths that join."""
-        return self._caches.nbytes_ahead(joining)
+        return self._runner.counted(self._caches.nbytes_ahead(joining))
 
     def trim(self) -> None:
         """Give back what the rows' caches do not need."""

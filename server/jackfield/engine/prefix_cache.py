@@ -9,12 +9,13 @@ Everything here runs on the engine thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
 import mlx.core as mx
 
 from jackfield.engine.blocks import (
+    BLOCK_OVERHEAD,
     BLOCK_TOKENS,
     Block,
     Cache,
@@ -53,11 +54,20 @@ class PrefixCache:
         budget: bytes that the blocks in memory may take in all.
         disk: where blocks go that have been of use, or have to make room, or are here at the end.
         stateful: whether the model has layers that need snapshots; see :func:`blocks.stateful`.
+        counted: says how much a block's bytes count; see :meth:`Runner.counted`.
     """
 
-    def __init__(self, budget: int, disk: DiskCache | None = None, *, stateful: bool = False) -> None:
+    def __init__(
+        self,
+        budget: int,
+        disk: DiskCache | None = None,
+        *,
+        stateful: bool = False,
+        counted: Callable[[int], int] = int,
+    ) -> None:
         self.disk = disk
         self.stateful = stateful
+        self._counted = counted
         self.nbytes = 0
         """Of all blocks; the allocator's rounding up does not count."""
         self.in_flight = 0
@@ -139,7 +149,7 @@ class PrefixCache:
 
     def _copy(self, links: Sequence[Link], caches: Sequence[Cache], state: list[Block], pinned: frozenset[Key]) -> None:
         """Take in what is missing while there is room for it, and for ``state`` after it."""
-        reserved = sum(block.nbytes for block in state)
+        reserved = sum(map(self._size, state))
         missing = [(n, link) for n, link in enumerate(links) if ("kv", link.digest) not in self._blocks]
         for first in range(0, len(missing), BLOCKS_AT_ONCE):
             fresh = [_positions(n, link, caches) for n, link in missing[first : first + BLOCKS_AT_ONCE]]
@@ -152,7 +162,7 @@ class PrefixCache:
     def _fitting(self, blocks: list[Block], more: int, pinned: frozenset[Key]) -> list[Block]:
         """The first of ``blocks`` for which, and for ``more`` bytes, there is or can be made room."""
         for n, block in enumerate(blocks):
-            more += block.nbytes
+            more += self._size(block)
             if not self._make_room(more, pinned):
                 return blocks[:n]
         return blocks
@@ -163,12 +173,12 @@ class PrefixCache:
         mx.eval([block.piece.arrays for block in blocks])
         for block in blocks:
             self._blocks[block.key] = block
-            self.nbytes += block.nbytes
+            self.nbytes += self._size(block)
 
     def adopt(self, block: Block, pinned: frozenset[Key]) -> bool:
         """Take in a block from disk if the budget allows, without evicting any that is ``pinned``; tells whether."""
         if block.key not in self._blocks:
-            if not self._make_room(block.nbytes, pinned):
+            if not self._make_room(self._size(block), pinned):
                 return False
             self._add([block])
         return True
@@ -211,6 +221,10 @@ class PrefixCache:
         if self.disk is not None and self.disk.wants(block.key, block.nbytes, timeout):
             self.disk.write(block.record(), age)
 
+    def _size(self, block: Block) -> int:
+        """Bytes that it takes in all, as they count."""
+        return self._counted(block.piece.nbytes) + BLOCK_OVERHEAD
+
     def _make_room(self, nbytes: int, pinned: frozenset[Key]) -> bool:
         """Evict until ``nbytes`` more fit, but nothing that is ``pinned``; False if they do not."""
         while self.nbytes + nbytes > self._budget:
@@ -228,7 +242,7 @@ class PrefixCache:
 
     def _forget(self, key: Key) -> Block:
         block = self._blocks.pop(key)
-        self.nbytes -= block.nbytes
+        self.nbytes -= self._size(block)
         self._useful.pop(key, None)
         self._remember(key)
         return block

@@ -54,6 +54,7 @@ class Runner:
         images: makes embeddings of images, if the model reads them.
         adapters: that the model's layers have been given.
         judge: makes trials, of which the others in a group learn.
+        layers: how many count, if another process of a group has more of the same kind.
 
     Raises:
         ModelLoadError: the model's keys and values cannot be quantized.
@@ -69,6 +70,7 @@ class Runner:
         images: ImageEncoder | None = None,
         adapters: Adapters = NONE,
         judge: Judge = alone,
+        layers: int | None = None,
     ) -> None:
         self.model = model
         self.adapters = adapters
@@ -76,6 +78,7 @@ class Runner:
         attend_by_slab(model)
         self._quantization = (_group_size(model, kv_group_size), kv_bits) if kv_bits else None
         sample = self.start()
+        self._layers, self._own_layers = layers or len(sample), len(sample)
         self.vocabulary: int = self._first(sample).shape[-1]
         self.pooler = Pooler.find(model, self.vocabulary)
         """Makes vectors of texts, if the network's hidden states can be had."""
@@ -109,6 +112,10 @@ class Runner:
             if empty:
                 grow(cache, empty, self._sizes.round_up(positions))
 
+    def counted(self, nbytes: int) -> int:
+        """Bytes of all layers as they count: a group's processes count those of the one that has the most."""
+        return nbytes // self._own_layers * self._layers
+
     def _other_bytes(self, rows: int, longest: int) -> int:
         """Bytes of the layers whose caches are batched by mlx-lm, with so many rows of up to ``longest`` positions."""
         return rows * (self._sizes.round_up(longest) * self._nested_bytes + self._fixed_bytes)
@@ -124,11 +131,11 @@ class Runner:
         In a batch that is not ragged, every row takes as much as the longest.
         """
         room = self._sizes.room(length) if self.ragged else self._sizes.round_up(length)
-        return room * self.bytes_per_token + self._fixed_bytes
+        return self.counted(room * self.bytes_per_token + self._fixed_bytes)
 
     def lone_row_bytes(self, length: int) -> int:
         """The same for a row that has the batch to itself."""
-        return self._sizes.round_up(length) * self.bytes_per_token + self._fixed_bytes
+        return self.counted(self._sizes.round_up(length) * self.bytes_per_token + self._fixed_bytes)
 
     def prefill(
         self,

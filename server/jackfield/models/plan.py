@@ -314,13 +314,15 @@ def plan_network(
     context_length: int | None = None,
     slots: int = 32,
     image_tokens: int | None = None,
+    layers: int | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """The plan for a model that has been loaded; ``options`` as for `plan_memory`.
 
-    ``memory`` is the device's; on a CPU what is free counts instead, and the weights themselves.
+    ``memory`` is the device's; on a CPU what is free counts instead, and the weights themselves. So many ``layers``
+    count, if another process of a group has more than this one, of the same kind.
     """
-    needs = measure(network.model, network.config)
+    needs = _with_layers(measure(network.model, network.config), layers)
     total = host_memory().available + network.nbytes if kind == "cpu" else memory
     weights = network.nbytes
     return _plan(
@@ -333,6 +335,11 @@ def plan_network(
         image_tokens=image_tokens,
         **options,
     )
+
+
+def _with_layers(architecture: Architecture, count: int | None) -> Architecture:
+    own = architecture.layers
+    return architecture if count is None else replace(architecture, layers=own + own[-1:] * (count - len(own)))
 
 
 def _plan(

@@ -44,7 +44,7 @@ from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan, plan_architecture, plan_network
 from jackfield.models.quantized import recipe
 from jackfield.models.registry import ServedModel
-from jackfield.models.sharding import shard
+from jackfield.models.sharding import Part, shard
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 from jackfield.vision import decoding
@@ -203,6 +203,8 @@ class SchedulerLoader:
         self._network: Network | None = None
         self._disk: DiskCache | None = None
         self._adapters: Adapters | None = None
+        self._part: Part | None = None
+        """What the group has left this process of the network."""
         self._division: Division | None = None
         """What the group has made of the network, if there are adapters to be put onto it."""
         self.adapters: dict[str, Adapter] = {}
@@ -230,12 +232,15 @@ class SchedulerLoader:
         encoder = ImageEncoder(network.model, self.images.own) if self.images else None
         adapters = self._adapters or NONE
         judge = self._member.judge if self._member else alone
-        runner = Runner(network.model, self._settings.kv_bits, images=encoder, adapters=adapters, judge=judge)
+        layers = self._part.layers if self._part else None
+        kv_bits = self._settings.kv_bits
+        runner = Runner(network.model, kv_bits, images=encoder, adapters=adapters, judge=judge, layers=layers)
         self.vocabulary = runner.vocabulary
         self.embedding_width = runner.pooler.width if runner.pooler else None
         self._disk = self._disk or self._open_disk(runner, network.dtype)
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
-        cache = PrefixCache(self.plan.prefix_cache, self._disk, stateful=stateful(runner.start()))
+        budget, state = self.plan.prefix_cache, stateful(runner.start())
+        cache = PrefixCache(budget, self._disk, stateful=state, counted=runner.counted)
         pace = PrefillPace(slowdown=self._settings.max_slowdown)
         make = Scheduler if self._member is None else self._member.scheduler
         return make(runner, cache, self._settings.max_batch, guard, pace)
@@ -299,10 +304,10 @@ class SchedulerLoader:
         if self._member is not None:
             wanted = None if self._settings.parallelism == "auto" else self._settings.parallelism
             group = self._member.collective.group
-            kind = shard(model, config, group, wanted)
+            part = self._part = shard(model, config, group, wanted)
             if self._settings.adapters:
-                self._division = Division(model, lambda other: shard(other, config, group, kind), group)
-            self._tell(f"Rank {group.rank()} of {group.size()}: {kind} parallelism")
+                self._division = Division(model, lambda other: shard(other, config, group, part.kind), group)
+            self._tell(f"Rank {group.rank()} of {group.size()}: {part.kind} parallelism")
 
     def _limit(self, loaded: int = 0) -> int | None:
         """Bytes that the model may take, if that is less than there is; so many of its weights are loaded."""
@@ -314,7 +319,8 @@ class SchedulerLoader:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _plan(self, network: Network) -> MemoryPlan:
-        options = plan_options(self._settings) | {"memory_limit": self._limit(network.nbytes)}
+        limit, layers = self._limit(network.nbytes), self._part.layers if self._part else None
+        options = plan_options(self._settings) | {"memory_limit": limit, "layers": layers}
         return plan_network(network, self._device.kind, self._device.memory_bytes, **options)
 
     def _fitting(self, plan: MemoryPlan) -> MemoryPlan:

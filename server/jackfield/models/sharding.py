@@ -1,10 +1,12 @@
 """Which part of a network each process of a group has, by mlx-lm's own means."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
+from mlx_lm.models.cache import make_prompt_cache
 
 from jackfield.errors import ModelLoadError
 
@@ -14,10 +16,19 @@ Parallelism = Literal["tensor", "pipeline"]
 PARALLELISMS: tuple[Parallelism, ...] = ("tensor", "pipeline")
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a process has been left."""
+
+    kind: Parallelism
+    layers: int
+    """Of the process that has the most: all have to count the bytes of as many, to decide the same about memory."""
+
+
 def shard(
     model: nn.Module, config: Mapping[str, Any], group: mx.distributed.Group, wanted: Parallelism | None = None
-) -> Parallelism:
-    """Leave the network this process's part; its weights need not have been read. Returns how it has been divided.
+) -> Part:
+    """Leave the network this process's part; its weights need not have been read.
 
     ``wanted`` None takes the first that is possible: sharing layers out makes each token faster, a pipeline does not.
 
@@ -30,15 +41,16 @@ def shard(
     if kind is None:
         raise _indivisible(config, group.size(), {kind: obstacles[kind] for kind in kinds})
     network: Any = model
+    layers = len(network.layers)
     if kind == "tensor":
         try:
             network.shard(group)
         except (AssertionError, ValueError) as error:
             # An architecture may have more to divide, such as its vocabulary. What has been begun cannot be undone.
             raise _indivisible(config, group.size(), {"tensor": [str(error)]}) from error
-    else:
-        network.model.pipeline(group)
-    return kind
+        return Part(kind, layers)
+    network.model.pipeline(group)
+    return Part(kind, -(-layers // group.size()))
 
 
 def _against_tensor(model: nn.Module, config: Mapping[str, Any], size: int) -> Iterator[str]:
@@ -65,9 +77,16 @@ def _against_tensor(model: nn.Module, config: Mapping[str, Any], size: int) -> I
 def _against_pipeline(model: nn.Module, config: Mapping[str, Any], size: int) -> Iterator[str]:
     if not hasattr(getattr(model, "model", None), "pipeline"):
         yield "mlx-lm has no pipeline for this architecture"
-    elif (layers := len(model.layers)) % size:
-        # Everybody has to count the same bytes, or they would decide otherwise about memory.
-        yield f"its {layers} layers are no multiple of {size}"
+    elif (layers := len(model.layers)) < size:
+        yield f"it has {layers} layers only"
+    elif layers % size and len({_kind(cache) for cache in make_prompt_cache(model)}) > 1:
+        yield f"its {layers} layers, which are of several kinds, are no multiple of {size}"
+
+
+def _kind(cache: Any) -> tuple[Any, ...]:
+    """What two layers have to have in common to hold as many bytes of as many tokens."""
+    inner = [_kind(one) for one in getattr(cache, "caches", ())]
+    return type(cache), getattr(cache, "max_size", None), *inner
 
 
 _OBSTACLES = {"tensor": _against_tensor, "pipeline": _against_pipeline}
