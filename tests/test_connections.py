@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from jackfield.api.guard import HEADERS
 from jackfield.connections import Limits, protocol
 from serving import Server, serve
 
@@ -59,10 +60,31 @@ def answers(server: Server) -> None:
     assert reply.status_code == 200
 
 
+def check_headers(told: bytes) -> None:
+    """Browsers are told to be careful, whoever answers."""
+    for name, value in HEADERS.items():
+        assert f"\r\n{name}: {value}\r\n".lower() in told.decode().lower()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"what?\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n"]
+)
+def test_what_is_no_http(server: Server, sent: bytes) -> None:
+    with closing(connect(server)) as connection:
+        connection.sendall(sent)
+        told = rest(connection)
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert b"Invalid HTTP request received." in told
+    check_headers(told)
+    answers(server)
+
+
 def test_half_of_the_headers(server: Server) -> None:
     with closing(connect(server)) as connection:
         connection.sendall(head(server, 10)[:40])
-        assert rest(connection).startswith(b"HTTP/1.1 408 ")
+        told = rest(connection)
+    assert told.startswith(b"HTTP/1.1 408 ")
+    check_headers(told)
     answers(server)
 
 
@@ -168,6 +190,7 @@ def test_too_many_connections(server: Server) -> None:
         with closing(connect(server)) as another:
             told = rest(another)
         assert told.startswith(b"HTTP/1.1 503 ")
+        check_headers(told)
         assert b"Retry-After" in told
         held[0].sendall(head(server, len(body)) + body)
         assert held[0].recv(100).startswith(b"HTTP/1.1 200 ")
@@ -186,5 +209,12 @@ def test_uvicorn_is_as_it_was() -> None:
     for name in ("flow = FlowControl", "connections.add(self)", "transport = transport", "conn.receive_data(data)"):
         assert f"self.{name}" in source
     assert "self.read_paused = True" in inspect.getsource(FlowControl.pause_reading)
-    for method in ("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"):
+    for method in (
+        "connection_made",
+        "connection_lost",
+        "data_received",
+        "pause_writing",
+        "resume_writing",
+        "send_400_response",
+    ):
         assert callable(getattr(H11Protocol, method))

@@ -12,6 +12,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from jackfield.api.guard import HEADERS
+
 logger = logging.getLogger(__name__)
 
 BODY_RATE = 1000
@@ -108,9 +110,18 @@ class LimitedProtocol(H11Protocol):
 
     def _end(self, status: bytes, headers: bytes = b"") -> None:
         """Say why, and close; h11 is not asked, since there is no request."""
-        self.transport.write(
-            b"HTTP/1.1 " + status + b"\r\n" + headers + b"Connection: close\r\nContent-Length: 0\r\n\r\n"
-        )
+        safe = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode()
+        last = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + headers + safe + last)
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = [*HEADERS.items(), ("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
+            answer = h11.Response(status_code=400, reason=b"Bad Request", headers=headers)
+            for event in (answer, h11.Data(data=msg.encode()), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def pause_writing(self) -> None:
