@@ -39,6 +39,13 @@ def test_qwen_coder_32b_at_4_bits_with_32k_in_25_gb() -> None:
     assert result.weights + result.workspace + result.rows + result.prefix_cache == result.total
 
 
+def test_the_machines_that_the_readme_names() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert f"in {plan(SEED, 36 * GiB).total / GB:.0f} GB" in readme
+    assert f"may take {usable_memory('metal', 36 * GiB) / GB:.0f} of them" in readme
+    assert usable_memory("metal", 32 * GiB) < 25 * GB < usable_memory("cuda", 32 * GiB)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_keeps_its_promise_in_the_memory_that_it_takes(name: str) -> None:
     settings = load({"preset": name}, environment={})
