@@ -114,7 +114,7 @@ def group(
     with contextlib.ExitStack() as stack:
         started = start(models, size, *flags, hosts=hosts, launchers=launchers, **environment)
         ranks, url = stack.enter_context(started)
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
         serving = Group(ranks, url, stack.enter_context(client))
         serving.wait_until_ready()
         yield serving
@@ -182,7 +182,7 @@ def mpi_group(model: Path, size: int, *flags: str, **environment: str) -> Iterat
         launcher, url = Rank(process), f"http://127.0.0.1:{port}"
         threading.Thread(target=launcher.follow, daemon=True).start()
         try:
-            with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
                 serving = Group([launcher], url, client)
                 serving.wait_until_ready()
                 yield serving

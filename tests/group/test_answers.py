@@ -140,15 +140,14 @@ def counted(together: Group, metric: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"jackfield_{metric}{{"))
 
 
-def test_when_memory_is_short(model: Path, alone: openai.OpenAI) -> None:
-    """Answers that outgrow the memory make room for each other, in all processes alike."""
-    flags = ("--max-batch", "8", "--context-length", "1024")
-    limit = needs(model) + (5 << 20)
+@pytest.mark.parametrize(("size", "parallelism", "share"), [(2, "tensor", 1 / 2), (3, "pipeline", 3 / 8)])
+def test_when_memory_is_short(size: int, parallelism: str, share: float, model: Path, alone: openai.OpenAI) -> None:
+    """Answers that outgrow the memory make room for each other, in all processes alike, whatever each has of them."""
+    flags = ("--parallelism", parallelism, "--max-batch", "8", "--context-length", "1024")
+    limit = needs(model, share) + (5 << 20)
     asked = [f"Tell me of {number} foxes." for number in range(4)]
     with (
-        group(
-            model, 2, "--parallelism", "tensor", *flags, "--memory-limit", str(limit), JACKFIELD_PREFIX_CACHE_BYTES="0"
-        ) as serving,
+        group(model, size, *flags, "--memory-limit", str(limit), JACKFIELD_PREFIX_CACHE_BYTES="0") as serving,
         ThreadPoolExecutor(8) as threads,
     ):
         texts = list(
@@ -163,13 +162,13 @@ def test_when_memory_is_short(model: Path, alone: openai.OpenAI) -> None:
         ]
 
 
-def needs(model: Path) -> int:
-    """Bytes that one of two processes takes before any request, of a context of 1024."""
+def needs(model: Path, share: float) -> int:
+    """Bytes that a process with such a share of all layers takes before any request, of a context of 1024."""
     settings = Settings(model=str(model), context_length=1024, max_batch=8)
     workspace = plan_folder(settings, model, 8 << 30).workspace
     weights = load_file(model / "model.safetensors")
     divided = sum(array.nbytes for name, array in weights.items() if "_proj" in name and "o_proj.bias" not in name)
-    return workspace + sum(array.nbytes for array in weights.values()) - divided // 2
+    return workspace + sum(array.nbytes for array in weights.values()) - int(divided * (1 - share))
 
 
 def test_quantized_keys_and_values(model: Path) -> None:
