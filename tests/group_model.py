@@ -1,13 +1,15 @@
 """Random networks that can be divided among two and among three, by layers and within them, and adapters for them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models import qwen3_moe
+from mlx_lm.models import qwen2, qwen3_moe
 from safetensors.numpy import load_file, save_file
 
 from model_fixtures import TOKENIZER_FILES, _copy, random_weights, tiny_config, write_model
@@ -52,6 +54,18 @@ def write_experts_model(starter: Path, folder: Path) -> Path:
     weights = {name: np.array(array) for name, array in tree_flatten(model.parameters())}
     weights["lm_head.weight"] *= SHARP
     write_model(folder, config, weights)
+    return folder
+
+
+def write_quantized_model(model: Path, folder: Path) -> Path:
+    """A Qwen2 network's copy at 4 bits."""
+    shutil.copytree(model, folder)
+    config = json.loads((model / "config.json").read_text())
+    network = qwen2.Model(qwen2.ModelArgs.from_dict(config))
+    network.load_weights(str(model / "model.safetensors"))
+    nn.quantize(network, group_size=32, bits=4)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization": {"group_size": 32, "bits": 4}}))
     return folder
 
 

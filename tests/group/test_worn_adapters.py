@@ -1,5 +1,6 @@
 """Adapters in a group: each process has its part of them, and requests are answered as by one process."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,23 +10,25 @@ from typing import Any
 import openai
 import pytest
 
-from group_model import write_adapter, write_experts_model, write_peft_adapter
+from group_model import write_adapter, write_experts_model, write_peft_adapter, write_quantized_model
 from groups import Group, group, start, wait_until
 from serving import serve
 
 WORDS = "Once upon a time there was a fox who lived in a wood by a river. "
 
-DENSE, EXPERTS = "group-model", "experts-model"
-NAMES = {DENSE: ("sql", "poems", "dora"), EXPERTS: ("law", "dora")}
+DENSE, QUANTIZED, EXPERTS = "group-model", "quantized-model", "experts-model"
+NAMES = {DENSE: ("sql", "poems", "dora"), QUANTIZED: ("sql", "dora"), EXPERTS: ("law", "dora")}
 """The adapters of each model."""
 
-DIVIDED = [(DENSE, 2, "tensor"), (DENSE, 3, "tensor"), (DENSE, 2, "pipeline"), (EXPERTS, 2, "tensor")]
-DIVIDED += [(EXPERTS, 2, "pipeline")]
+DIVIDED = [(DENSE, 2, "tensor"), (DENSE, 3, "tensor"), (DENSE, 2, "pipeline")]
+DIVIDED += [(EXPERTS, 2, "tensor"), (EXPERTS, 2, "pipeline"), (QUANTIZED, 2, "tensor")]
 
 
 @pytest.fixture(scope="session")
 def models(model: Path, starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {DENSE: model, EXPERTS: write_experts_model(starter, tmp_path_factory.mktemp("experts") / EXPERTS)}
+    folder = tmp_path_factory.mktemp("adapted")
+    experts = write_experts_model(starter, folder / EXPERTS)
+    return {DENSE: model, EXPERTS: experts, QUANTIZED: write_quantized_model(model, folder / QUANTIZED)}
 
 
 @pytest.fixture(scope="session")
@@ -38,23 +41,23 @@ def adapters(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     last = "model.layers.7"
     write_peft_adapter(dense, folder / DENSE / "poems", 2, layers=last, use_rslora=True)
     write_adapter(dense, folder / DENSE / "dora", 3, dora=True)
+    for name in NAMES[QUANTIZED]:
+        shutil.copytree(folder / DENSE / name, folder / QUANTIZED / name)
     write_adapter(experts, folder / EXPERTS / "law", 4)
     write_adapter(experts, folder / EXPERTS / "dora", 5, dora=True, layers="model.layers.1.self_attn")
     return folder
 
 
 def flags(adapters: Path, model: str) -> list[str]:
-    return [part for name in NAMES[model] for part in ("--adapter", f"{name}={adapters / model / name}")]
+    named = [part for name in NAMES[model] for part in ("--adapter", f"{name}={adapters / model / name}")]
+    return [*named, "--dtype", "keep" if model == QUANTIZED else "auto"]
 
 
 @pytest.fixture(scope="module")
 def alone(models: dict[str, Path], adapters: Path) -> Iterator[dict[str, openai.OpenAI]]:
     """Each model in one process."""
-    with (
-        serve(models[DENSE], *flags(adapters, DENSE)) as dense,
-        serve(models[EXPERTS], *flags(adapters, EXPERTS)) as experts,
-    ):
-        servers = {DENSE: dense, EXPERTS: experts}
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(serve(models[name], *flags(adapters, name))) for name in NAMES}
         yield {name: openai.OpenAI(base_url=one.api, api_key="none", max_retries=0) for name, one in servers.items()}
 
 
