@@ -51,6 +51,19 @@ class Peer:
         return [part.replace("{model}", str(model)).replace("{port}", str(port)) for part in self.command]
 
 
+def group_of_two(parallelism: str) -> Peer:
+    """Jackfield as two processes of this machine, which share its cores and say what a group costs."""
+    serve = f"{BIN}/jackfield serve --model '{{model}}' --host {HOST} --port {{port}} --parallelism {parallelism}"
+    return Peer(
+        f"{parallelism}-2",
+        # mlx.launch uses a whole core when its input is at its end.
+        ("sh", "-c", f"sleep infinity | {BIN}/mlx.launch -n 2 -- {serve}"),
+        ready="/ready",
+        model="",
+        extra={"ignore_eos": True},
+    )
+
+
 PEERS = {
     peer.name: peer
     for peer in (
@@ -69,6 +82,8 @@ PEERS = {
             (sys.executable, "-m", "mlx_lm", "server", "--model", "{model}", "--host", HOST, "--port", "{port}"),
             model="default_model",
         ),
+        group_of_two("tensor"),
+        group_of_two("pipeline"),
     )
 }
 
