@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_the_launcher_of_a_follower_is_killed(model: Path) -> None:
         serving.ranks[1].process.kill()
         wait_until(lambda: "rank 1 is gone" in ready(serving.url)[1], lambda: serving.log)
         wait_until(lambda: not runs(worker))
+
+
+def test_its_model_stays(model: Path) -> None:
+    """It would end in the other processes, too, and not come back with the next request."""
+    with group(model, 2, "--unload-after", "1") as serving:
+        with pytest.raises(openai.ConflictError, match="it is pinned"):
+            serving.client.post("/models/unload", body={"model": "group-model"}, cast_to=object)
+        time.sleep(3)
+        assert answer(serving.client)
 
 
 def test_other_weights(model: Path, tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ class Lineup:
         self._hooks = hooks
         self._progress = progress
         entries = [_entry(settings, name) for name in names]
+        for entry in entries if member is not None else ():
+            # The others end with it, and nobody would begin them anew.
+            entry.pinned = True
         self._first = [entry for entry, name in zip(entries, names, strict=True) if _starts(settings, name)]
         self._shelf = OnDemand(
             entries,
