@@ -54,6 +54,8 @@ MEANS = (
 
 UNLIKE = ("Take machines that are alike.", "Set dtype = float32 where one of them is a CPU.")
 
+OTHER_LAYERS = "Take --parallelism tensor where some layers are of another kind: a pipeline gives them to one process."
+
 ALIKE = (
     "Install the same versions and the same plugins everywhere, and start all processes with the same settings.",
     "Copy rank 0's folders of the model and of its adapters to the others.",
@@ -248,7 +250,8 @@ class Leader:
             if difference := difference_in_plugins(number, answer["plugins"], plugins):
                 raise GroupError(difference, suggestions=("See what rank 0 and that one say of plugins that failed.",))
             if answer["layers"] != own["layers"]:
-                raise GroupError(f"Rank {number} keeps something else of a token than rank 0.", suggestions=UNLIKE)
+                message = f"Rank {number} keeps something else of a token than rank 0."
+                raise GroupError(message, suggestions=(*UNLIKE, OTHER_LAYERS))
         needs = [own, *answers.values()]
         agreed = {"pool": min(one["pool"] for one in needs), "workspace": max(one["workspace"] for one in needs)}
         self.tell({"agreed": agreed})
