@@ -59,9 +59,14 @@ class Chunks:
         choices: how many there are to be.
         tokens: where tokens get their numbers.
         nonsense: makes an error of what is wrong.
+        each: choices for each prompt.
     """
 
-    def __init__(self, choices: int, tokens: SpokenTokens, nonsense: Callable[[str], Exception]) -> None:
+    def __init__(
+        self, choices: int, tokens: SpokenTokens, nonsense: Callable[[str], Exception], *, each: int = 1
+    ) -> None:
+        self._each = each
+        self._used: list[Usage] = []
         self._choices = [_Choice() for _ in range(choices)]
         self._tokens = tokens
         self._nonsense = nonsense
@@ -87,10 +92,22 @@ class Chunks:
         """
         try:
             if isinstance(used := chunk.get("usage"), dict):
-                self.usage = _usage(used)
+                self._count(_usage(used), interim=self._is_interim(chunk))
             return [delta for one in self._parts(chunk) if (delta := self._delta(one))]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise self._nonsense("a chunk of its answer is not as OpenAI's are") from None
+
+    def _is_interim(self, chunk: JsonObject) -> bool:
+        """Whether a choice of it goes on."""
+        return any(one.get("finish_reason") is None for one in self._parts(chunk))
+
+    def _count(self, used: Usage, *, interim: bool) -> None:
+        """Most servers count once, at the end; llama.cpp counts for each choice, and the same prompt each time."""
+        self.usage = used
+        if not interim:
+            self._used.append(used)
+        if len(self._used) == len(self._choices):
+            self.usage = _sum(self._used, self._each)
 
     def _parts(self, chunk: JsonObject) -> Sequence[dict[str, Any]]:
         return chunk.get("choices") or ()
@@ -170,4 +187,13 @@ def _usage(told: dict[str, Any]) -> Usage:
         completion=int(told.get("completion_tokens") or 0),
         cached=int((told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         reasoning=int((told.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0),
+    )
+
+
+def _sum(used: Sequence[Usage], each: int) -> Usage:
+    return Usage.of(
+        prompt=sum(one.prompt_tokens for one in used) // each,
+        completion=sum(one.completion_tokens for one in used),
+        cached=sum(one.prompt_tokens_details.cached_tokens for one in used) // each,
+        reasoning=sum(one.completion_tokens_details.reasoning_tokens for one in used),
     )

@@ -69,7 +69,9 @@ EVERYWHERE = ("/chat/completions", "/completions")
 
 ELSEWHERE = "Ask for it from a model whose server can do it, see GET /v1/models."
 
-_UNSUPPORTED = re.compile(r"\b(not|n't)( currently| yet)? support|\bunsupported\b", re.IGNORECASE)
+_UNSUPPORTED = re.compile(
+    r"\b(not|n't)( currently| yet)? support|\bunsupported\b|\bonly supported for models\b", re.IGNORECASE
+)
 """How servers say that they cannot do it, whatever the status: vLLM of ``suffix``, or of a model without embeddings."""
 
 _LACKING = (404, 405)
@@ -110,8 +112,9 @@ def _suggestions(told: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _code(told: Mapping[str, Any], message: str) -> str | None:
-    # vLLM gives no code for it, but OpenAI's words.
-    return CONTEXT if "maximum context length" in message else _text(told.get("code"))
+    # vLLM gives no code for it, but OpenAI's words; llama.cpp a type.
+    too_long = "maximum context length" in message or told.get("type") == "exceed_context_size_error"
+    return CONTEXT if too_long else _text(told.get("code"))
 
 
 def _text(value: object) -> str | None:

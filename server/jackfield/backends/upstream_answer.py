@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 from jackfield.backends.chunks import Chunks
+from jackfield.backends.dialect import INFILL, said
 from jackfield.backends.infill_chunks import InfillChunks
 from jackfield.backends.question import Question
 from jackfield.backends.turn import Turn
@@ -34,6 +35,9 @@ class UpstreamAnswer:
         exchange: where it is told how the answer goes.
         drain: ends it when the server's time is over.
         infill: whether it is asked in llama.cpp's words to fill a gap.
+
+    Raises:
+        UnsupportedError: the upstream has no words for a part of it.
     """
 
     parsed = False
@@ -46,11 +50,11 @@ class UpstreamAnswer:
         self.requests = stand_ins(document, self.each)
         self._question = question
         self._upstream = question.upstream
-        self._document = document
+        path = INFILL if infill else "/chat/completions" if "messages" in document else "/completions"
+        self._path, self._document = said(self._upstream.settings.speaks, path, document)
         self._drain = drain
-        self._infill = infill
-        reads = InfillChunks if infill else Chunks
-        self._chunks = reads(len(self.requests), question.tokens, self._upstream.nonsense)
+        reads = InfillChunks if self._path == INFILL else Chunks
+        self._chunks = reads(len(self.requests), question.tokens, self._upstream.nonsense, each=self.each)
         self._heard: asyncio.Queue[JsonObject | Exception | None] = asyncio.Queue()
         self._reading: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
@@ -105,10 +109,8 @@ class UpstreamAnswer:
 
     def _asked(self) -> AsyncGenerator[JsonObject, None]:
         body, headers = self._question.body(self._document) | {"stream": True}, self._question.headers
-        if self._infill:
-            return self._upstream.chunks("/infill", body, headers)
-        path = "/chat/completions" if "messages" in body else "/completions"
-        return self._upstream.chunks(path, body | {"stream_options": {"include_usage": True}}, headers)
+        options = {} if self._path == INFILL else {"stream_options": {"include_usage": True}}
+        return self._upstream.chunks(self._path, body | options, headers)
 
     async def _next(self, turn: Turn) -> JsonObject | None:
         settings = self._upstream.settings

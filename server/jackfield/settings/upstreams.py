@@ -16,6 +16,10 @@ Capability = Literal["tools", "images", "structured_output", "logprobs"]
 """What a request may need that not every model or server can do."""
 
 
+Dialect = Literal["openai", "vllm", "llama.cpp"]
+"""Whose words beyond OpenAI's an upstream understands; Jackfield's are sent to ``openai`` as they are."""
+
+
 class UpstreamSettings(BaseModel):
     """Another server that speaks OpenAI's API: a table ``[upstreams.NAME]``."""
 
@@ -23,6 +27,8 @@ class UpstreamSettings(BaseModel):
 
     url: str
     """Its base URL, as its clients have it: ``http://10.0.0.5:8000/v1``."""
+    speaks: Dialect = "openai"
+    """What it is, if it is one whose words for some things are other than Jackfield's."""
     api_key: SecretStr | None = None
     api_key_env: str | None = None
     """The environment variable that holds the key, which then stands in no file."""
