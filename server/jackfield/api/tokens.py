@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jackfield.api import body
-from jackfield.api.borrowing import borrow
 from jackfield.api.routing import ask_route
 from jackfield.api.token_ids import known_tokens
 from jackfield.backends.remote import UpstreamModel
@@ -52,9 +53,16 @@ async def apply_template(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """How the model's tokenizer is set up."""
-    model = await borrow(request, request.query_params.get("model"))
-    told = {"model": model.id, "model_max_length": model.context_length, **model.tokenizer.settings()}
-    return _answer(TokenizerInfo.model_validate(told))
+    name = request.query_params.get("model")
+
+    async def ask(model: ServedModel) -> TokenizerInfo:
+        if isinstance(model, UpstreamModel):
+            query = urlencode({"model": model.question.model})
+            return await model.question.ask(f"/tokenizer_info?{query}", None, partial(_their_info, model.id))
+        told = {"model": model.id, "model_max_length": model.context_length, **model.tokenizer.settings()}
+        return TokenizerInfo.model_validate(told)
+
+    return _answer(await ask_route(request, name, Exchange.unlogged(request), counting, ask))
 
 
 async def _respond(
@@ -108,6 +116,12 @@ def _detokenized(asked: DetokenizeRequest, model: ServedModel) -> Detokenized:
 def _their_tokens(told: JsonObject) -> Tokens:
     # llama.cpp tells nothing but the tokens.
     return Tokens.model_validate({"count": len(told["tokens"]), "max_model_len": None, **told})
+
+
+def _their_info(model: str, told: JsonObject) -> TokenizerInfo:
+    # vLLM tells much more.
+    known = {name: told.get(name) for name in TokenizerInfo.model_fields}
+    return TokenizerInfo.model_validate(known | {"model": model})
 
 
 def _their_text(told: JsonObject) -> Detokenized:

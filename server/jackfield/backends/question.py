@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from jackfield.backends.chunks import SpokenTokens
+from jackfield.backends.dialect import said
 from jackfield.backends.turn import Turn
 from jackfield.backends.upstream import Upstream
 from jackfield.errors import DeadlineExceededError, JackfieldError
@@ -54,21 +55,26 @@ class Question:
             return self.upstream.late(patience)
         return DeadlineExceededError()
 
-    async def ask(self, path: str, document: JsonObject, read: Callable[[JsonObject], Answer]) -> Answer:
+    async def ask(self, path: str, document: JsonObject | None, read: Callable[[JsonObject], Answer]) -> Answer:
         """What it answers there, in one piece.
 
         Args:
-            path: as in the upstream's API.
-            document: the request.
+            path: as Jackfield has it.
+            document: the request; without one, the path is looked at.
             read: understands the answer, on a worker thread.
 
         Raises:
+            UnsupportedError: it has no words for a part of the request.
             JackfieldError: it does not answer, or not as such servers do.
         """
+        body: JsonObject | None = None
+        if document is not None:
+            path, document = said(self.upstream.settings.speaks, path, document)
+            body = self.body(document)
         turn, patience = Turn(self.upstream), self.upstream.settings.first_seconds
         try:
             async with asyncio.timeout(self.seconds(patience)):
-                told = await self.upstream.whole(path, self.body(document), self.headers)
+                told = await self.upstream.whole(path, body, self.headers)
             answer = await asyncio.to_thread(self._understood, read, told)
         except TimeoutError:
             error = self.silent(patience)

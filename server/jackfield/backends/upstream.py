@@ -29,7 +29,7 @@ LINGER_SECONDS = 0.2
 MAX_ERROR_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 256 << 20
 
-BESIDE_V1 = ("/tokenize", "/detokenize", "/apply-template", "/infill")
+BESIDE_V1 = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info", "/infill")
 """Where vLLM, llama.cpp and Jackfield have what OpenAI's API does not."""
 
 
@@ -98,8 +98,8 @@ class Upstream:
                     return
                 yield self._object(data)
 
-    async def whole(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> JsonObject:
-        """What it answers in one piece.
+    async def whole(self, path: str, body: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
+        """What it answers in one piece, to a ``GET`` where nothing is sent.
 
         Raises:
             JackfieldError: it refuses, cannot be reached or breaks off.
@@ -131,14 +131,15 @@ class Upstream:
     # --- HTTP ------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _asked(self, path: str, body: JsonObject, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
+    async def _asked(
+        self, path: str, body: JsonObject | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx2.Response]:
+        method, content = ("GET", b"") if body is None else ("POST", json.dumps(body).encode())
         try:
-            async with self._http().stream(
-                "POST", self._at(path), content=json.dumps(body).encode(), headers=headers
-            ) as response:
+            async with self._http().stream(method, self._at(path), content=content, headers=headers) as response:
                 if response.status_code != 200:
                     text = await self._limited(response, MAX_ERROR_BYTES)
-                    asked = {"model": str(body.get("model")), "path": path}
+                    asked = {"model": str((body or {}).get("model")), "path": path}
                     raise refused(self.name, response.status_code, response.headers, text, **asked)
                 yield response
         except httpx2.ConnectTimeout:
@@ -148,7 +149,7 @@ class Upstream:
 
     def _at(self, path: str) -> str:
         base = self.settings.url
-        return (base.removesuffix("/v1") if path in BESIDE_V1 else base) + path
+        return (base.removesuffix("/v1") if path.partition("?")[0] in BESIDE_V1 else base) + path
 
     def _http(self) -> httpx2.AsyncClient:
         if self._client is None:

@@ -162,4 +162,5 @@ class TokenizerInfo(AnswerModel):
     pad_token: str | None
     unk_token: str | None
     chat_template: str | None
-    model_max_length: int
+    model_max_length: int | None
+    """None where another server has told of it that does not say."""
