@@ -96,7 +96,9 @@ class Upstream:
                 if data == b"[DONE]":
                     await _read_to_the_end(events)
                     return
-                yield self._object(data)
+                # llama.cpp says so between the texts of several prompts.
+                if data != b"null":
+                    yield self._object(data)
 
     async def whole(self, path: str, body: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
         """What it answers in one piece, to a ``GET`` where nothing is sent.
