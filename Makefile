@@ -118,6 +118,19 @@ $(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
 	@cd $(@D) && npm install --no-audit --no-fund --loglevel=error
 	@touch $@
 
+# --- The servers of `make test-peers`: done again only when a version of one of them has changed ---------------------
+
+PEERS   := .build/peers
+SERVERS := $(PEERS)/.installed
+
+# What reads pictures and sound goes out again: it wants a PyTorch of its own, and vLLM does without.
+$(SERVERS): tests/peers/requirements.txt | $(BIN)/python
+	@echo "Installing llama.cpp, vLLM and PEFT from PyPI (4 GB on disk, once) ..."
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -q install -r $<
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
 # --- The programs of `make test-system`, from Debian -------------------------------------------------------------------
 
 SYSTEM    := .build/system
@@ -188,6 +201,9 @@ test-system: $(TOOLS) $(PROGRAMS) $(DRIVERS)  ## run it beside Prometheus, Chrom
 
 test-compliance: $(TOOLS)  ## outside suites against it: schemathesis with openapi.yaml, llm-comply with three dialects
 	@COMPLIANCE_TESTS=1 $(BIN)/python -m pytest tests/compliance $(ARGS)
+
+test-peers: $(TOOLS) $(SERVERS)  ## real llama.cpp, vLLM and mlx_lm.server as upstreams
+	@PEER_TESTS=1 PEERS_DIR="$(CURDIR)/$(PEERS)" $(BIN)/python -m pytest tests/peers $(ARGS)
 
 test-group: $(TOOLS)  ## one model in two and in three processes, which die, hang and are cut off from each other
 	@GROUP_TESTS=1 $(BIN)/python -m pytest tests/group $(ARGS)

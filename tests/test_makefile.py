@@ -282,6 +282,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "test-seed",
         "test-system",
         "test-compliance",
+        "test-peers",
         "test-group",
         "test-faults",
         "soak",

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from faulty_upstream import DONE, HANGS, STREAM, WELL, Act, FaultyUpstream, chunk, faulty_upstream, late, refuses, says
+from faulty_upstream import DONE, HANGS, STREAM, USAGE, WELL, Act, FaultyUpstream, chunk, faulty_upstream, late, refuses, says
 from jackfield.errors import EngineError
 from jackfield.testing import JackfieldServer, serving
 from serving import Server
@@ -308,9 +308,23 @@ def test_vectors_too_have_their_time(server: JackfieldServer, faulty: FaultyUpst
     assert faulty.hung_up.wait(10)
 
 
-def test_what_only_the_model_itself_can_tell_is_refused(server: JackfieldServer) -> None:
-    reply = server.get("/v1/tokenizer_info?model=far")
-    assert (reply.status, "answered by other servers" in reply.text) == (400, True)
+def test_another_server_tells_of_its_tokenizer(server: JackfieldServer, second: JackfieldServer) -> None:
+    told = server.get("/v1/tokenizer_info?model=far").json
+    assert told == second.get("/tokenizer_info?model=scripted").json | {"model": "far"}
+
+
+def test_nothing_between_two_texts_is_no_nonsense(client: OpenAI, faulty: FaultyUpstream) -> None:
+    head, hello, tail = WELL.partition(chunk(content="Hello"))
+    faulty.acts.append(says(head + hello + b"data: null\n\n" + tail))
+    answer = client.chat.completions.create(model="frail", messages=QUESTION)
+    assert answer.choices[0].message.content == "Hello"
+
+
+def test_tokens_that_are_counted_for_each_choice_are_added_up(client: OpenAI, faulty: FaultyUpstream) -> None:
+    ends = [chunk(content="Hi", index=index) + chunk("stop", index=index) + USAGE for index in (0, 1)]
+    faulty.acts.append(says(STREAM + b"".join(ends) + DONE))
+    usage = client.chat.completions.create(model="frail", messages=QUESTION, n=2).usage
+    assert usage and (usage.prompt_tokens, usage.completion_tokens) == (7, 4)
 
 
 def test_models_that_are_elsewhere_are_listed(server: JackfieldServer) -> None:
