@@ -15,7 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from faulty_upstream import DONE, HANGS, STREAM, USAGE, WELL, Act, FaultyUpstream, chunk, faulty_upstream, late, refuses, says
+from faulty_upstream import (
+    DONE,
+    HANGS,
+    STREAM,
+    USAGE,
+    WELL,
+    Act,
+    FaultyUpstream,
+    chunk,
+    faulty_upstream,
+    late,
+    refuses,
+    says,
+)
 from jackfield.errors import EngineError
 from jackfield.testing import JackfieldServer, serving
 from serving import Server

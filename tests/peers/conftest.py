@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import peer_models
 import pytest
 from openai import OpenAI
-
-import peer_models
 from peer import Peer, llama_cpp, mlx_lm, vllm
+
 from serving import Server, serve
 
 if "PEER_TESTS" not in os.environ:

@@ -8,8 +8,8 @@ import openai
 import pytest
 from anthropic import Anthropic
 from openai import OpenAI
-
 from peer import Peer
+
 from serving import Server
 
 QUESTION: Any = [{"role": "user", "content": "Name three colours."}]

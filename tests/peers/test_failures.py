@@ -7,7 +7,6 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-
 from peer import Peer
 
 QUESTION: Any = [{"role": "user", "content": "Tell a long story."}]

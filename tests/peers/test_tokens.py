@@ -5,8 +5,8 @@ from typing import Any
 import httpx2
 import pytest
 from anthropic import Anthropic
-
 from peer import Peer
+
 from serving import Server
 
 MESSAGES: Any = [{"role": "user", "content": "Hello world"}]
