@@ -17,6 +17,8 @@ import pytest
 PYTHON = Path(os.environ.get("PEERS_DIR", "nowhere")) / "bin" / "python"
 """Where `make test-peers` has put them."""
 START_SECONDS = 240
+# Where servers share the cores, threads of one wait for each other.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 LLAMA_CPP = """
 import signal, sys
@@ -24,7 +26,8 @@ import xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.port = sys.argv[1], int(sys.argv[2])
 parameters.hostnames = ["127.0.0.1"]
-parameters.n_ctx, parameters.n_parallel, parameters.cpuparams.n_threads = 4096, 2, 2
+parameters.n_ctx, parameters.n_parallel = 4096, 2
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
 if sys.argv[3:] == ["embedding"]:
     parameters.embedding, parameters.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 server = xllamacpp.Server(parameters)
@@ -69,7 +72,7 @@ class Peer:
                 self.command,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **ONE_THREAD, **self.environment},
                 start_new_session=True,
             )
         end = time.monotonic() + START_SECONDS
@@ -112,7 +115,13 @@ def vllm(model: Path, log: Path) -> Peer:
     flags = f"--model {model} --served-model-name starter --host 127.0.0.1 --port {port} --max-model-len 2048"
     more = "--enforce-eager --enable-tokenizer-info-endpoint --enable-auto-tool-choice --tool-call-parser hermes"
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", *flags.split(), *more.split()]
-    environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "PYTHONPATH": "",
+    }
     busy = ("/metrics", r"vllm:num_requests_running\{.*\} [1-9]")
     return Peer("vllm", "vllm", "starter", port, command, log, busy, environment)
 

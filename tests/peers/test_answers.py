@@ -78,7 +78,7 @@ def test_log_probabilities_are_those_of_the_text(client: OpenAI, peer: Peer) -> 
     assert answer.logprobs and answer.logprobs.content
     assert "".join(one.token for one in answer.logprobs.content) == answer.message.content
     for one in answer.logprobs.content:
-        assert [other.token for other in one.top_logprobs][0] == one.token
+        assert one.top_logprobs[0].token == one.token
         assert one.logprob <= 0 and len(one.top_logprobs) == 2
     older = client.completions.create(model="theirs", prompt="One, two,", max_tokens=4, temperature=0, logprobs=2)
     told = older.choices[0].logprobs
