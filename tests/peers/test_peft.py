@@ -8,13 +8,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from peer import PYTHON, require
 
 from jackfield.errors import ModelLoadError
 from jackfield.models.adapter_file import read_adapter
 from jackfield.models.adapters import install
 from jackfield.models.device import Device
 from jackfield.models.loading import load_network
-from peer import PYTHON, require
 
 TOKENS = mx.array([[5, 6, 7, 8, 9, 10]])
 NETWORKS = ("qwen2", "qwen3", "qwen3_moe")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jackfield.errors import ModelLoadError
+from jackfield.models.older_words import older_words
 from jackfield.models.progress import Progress
 
 PATH_STARTS = ("/", "./", "../", "~")
@@ -76,7 +77,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, with at least a ``model_type``."""
+    """``config.json`` in the words that mlx-lm reads, with at least a ``model_type``."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_bytes())
@@ -94,7 +95,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelLoadError(
             f"{file} does not say what model it is (model_type).", suggestions=("Download the model again.",)
         )
-    return config
+    return config | older_words(config)
 
 
 def _check_weights(folder: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from jackfield.models.older_words import older_words
+
 logger = logging.getLogger(__name__)
 
 ROOTS = {"embed_tokens", "layers", "norm"}
@@ -26,16 +28,16 @@ Classes = tuple[Any, Any]
 def load_options(
     folder: Path, config: dict[str, Any], get_classes: Callable[[dict[str, Any]], Classes]
 ) -> dict[str, Any]:
-    """What mlx-lm's ``load_model`` has to be told of the weights in ``folder``; nothing, for most.
+    """What mlx-lm's ``load_model`` has to be told of the weights in ``folder``, and of a configuration in newer words.
 
     ``get_classes`` is what it uses to find a model's classes.
     """
     names = tensor_names(folder)
     if {name.removeprefix(PREFIX).partition(".")[0] for name in names} != ROOTS:
-        return {}
+        return {"model_config": older_words(config)}
     if not config.get("tie_word_embeddings", True):
         logger.warning("The model has no output head: it makes embeddings, and what it writes means nothing.")
-    options: dict[str, Any] = {"model_config": {"tie_word_embeddings": True}}
+    options: dict[str, Any] = {"model_config": older_words(config) | {"tie_word_embeddings": True}}
     if not any(name.startswith(PREFIX) for name in names):
         options["get_model_classes"] = lambda config: _prefixing(*get_classes(config))
     return options

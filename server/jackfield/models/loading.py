@@ -86,8 +86,8 @@ def _load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     from mlx_lm.utils import _get_classes, load_model  # noqa: PLC0415
 
     try:
-        options = load_options(folder, read_config(folder), _get_classes)
-        model, config = load_model(folder, lazy=True, **options)
+        read = read_config(folder)
+        model, config = load_model(folder, lazy=True, **load_options(folder, read, _get_classes))
     except Exception as error:  # model classes raise whatever a wrong config leads to
         raise _explained(folder, error) from error
     return model, config
