@@ -64,6 +64,18 @@ def types(model: nn.Module) -> set[str]:
 # Types
 
 
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_what_transformers_5_calls_otherwise_is_understood(plain: Path, kind: str) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    scaling = {} if kind == "default" else {"rope_scaling": {"rope_type": kind, "factor": 4.0}}
+    write_config(plain, config | {"rope_theta": 123.0} | scaling)
+    expected = load_network(plain, CPU).model(PROMPT)
+    del config["rope_theta"]
+    factor = {} if kind == "default" else {"factor": 4.0}
+    write_config(plain, config | {"rope_parameters": {"rope_theta": 123.0, "rope_type": kind} | factor})
+    assert mx.array_equal(load_network(plain, CPU).model(PROMPT), expected).item()
+
+
 def test_a_cpu_gets_float32(quantized: Path) -> None:
     network = load_network(quantized, CPU)
     assert network.dtype == "float32"

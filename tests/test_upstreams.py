@@ -63,6 +63,8 @@ def server(jackfield_tokenizer: Path, faulty: FaultyUpstream, second: JackfieldS
     models = {
         "far": {"route": [{"backend": "second", "model": "scripted"}]},
         "frail": {"route": [{"backend": "faulty", "model": "theirs"}]},
+        "vllm": {"route": ["vllm"]},
+        "llama": {"route": ["llama"]},
         "safe": {"route": [{"backend": "faulty"}, {"backend": "second", "model": "scripted"}]},
         "broken": {"route": ["weak"]},
         "gone": {"route": ["gone", {"backend": "second", "model": "scripted"}]},
@@ -77,6 +79,8 @@ def server(jackfield_tokenizer: Path, faulty: FaultyUpstream, second: JackfieldS
     }
     upstreams = {
         "faulty": {"url": faulty.url, "api_key": "secret", **patient},
+        "vllm": {"url": faulty.url, "speaks": "vllm", **patient},
+        "llama": {"url": faulty.url, "speaks": "llama.cpp", **patient},
         "second": {"url": f"{second.url}/v1"},
         "gone": {"url": f"http://127.0.0.1:{refusing_port()}/v1", "max_failures": 1000},
         "weak": {"url": faulty.url, "max_failures": 1, "rest_seconds": 600},
@@ -319,6 +323,50 @@ def test_vectors_too_have_their_time(server: JackfieldServer, faulty: FaultyUpst
     reply = server.post("/v1/embeddings", {"model": "safe", "input": "Hi", "timeout": 0.1})
     assert (reply.status, reply.json["error"]["code"]) == (504, "deadline_exceeded")
     assert faulty.hung_up.wait(10)
+
+
+CHAT, TEXT = "/chat/completions", "/completions"
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "asked", "sent"),
+    [
+        ("vllm", CHAT, {"messages": QUESTION, "regex": "a+"}, {"structured_outputs": {"regex": "a+"}}),
+        ("llama", CHAT, {"messages": QUESTION, "repetition_penalty": 1.5}, {"repeat_penalty": 1.5}),
+        ("llama", TEXT, {"prompt": "a", "suffix": "b"}, {"input_prefix": "a", "input_suffix": "b"}),
+        ("vllm", "/tokenize", {"content": "a"}, {"prompt": "a", "add_special_tokens": False}),
+        ("llama", "/tokenize", {"prompt": "a"}, {"content": "a", "add_special": True}),
+    ],
+)
+def test_a_server_is_asked_in_its_own_words(
+    server: JackfieldServer, faulty: FaultyUpstream, model: str, path: str, asked: Any, sent: Any
+) -> None:
+    server.post(f"/v1{path}", {"model": model, **asked})
+    own = {name for name in asked if name not in sent and name != "messages"}
+    assert sent.items() <= faulty.bodies[0].items()
+    assert not own & faulty.bodies[0].keys()
+    assert faulty.paths[0] == ("/infill" if "suffix" in asked else path if path == "/tokenize" else f"/v1{path}")
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "asked", "param"),
+    [
+        ("vllm", CHAT, {"messages": QUESTION, "grammar": "start: /a/"}, "grammar"),
+        ("vllm", "/tokenize", {"prompt": "a", "parse_special": False}, "parse_special"),
+        ("vllm", "/tokenize", {"prompt": "a", "with_pieces": True}, "with_pieces"),
+        ("llama", CHAT, {"messages": QUESTION, "regex": "a+"}, "regex"),
+        ("llama", TEXT, {"prompt": ["a", "b"], "suffix": "c"}, "prompt"),
+        ("llama", TEXT, {"prompt": "a", "suffix": "c", "logprobs": 1}, "logprobs"),
+        ("llama", "/tokenize", {"messages": QUESTION}, "messages"),
+    ],
+)
+def test_what_a_server_has_no_words_for_is_refused(
+    server: JackfieldServer, faulty: FaultyUpstream, model: str, path: str, asked: Any, param: str
+) -> None:
+    reply = server.post(f"/v1{path}", {"model": model, **asked})
+    error = reply.json["error"]
+    assert (reply.status, error["code"], error["param"]) == (400, "unsupported_value", param)
+    assert not faulty.bodies
 
 
 def test_another_server_tells_of_its_tokenizer(server: JackfieldServer, second: JackfieldServer) -> None:

@@ -1,4 +1,4 @@
-"""Run by the Python beside PEFT: ``make_adapters.py FOLDER`` writes random networks, adapters for them, and their logits."""
+"""Run by the Python beside PEFT, with a folder: writes random networks, adapters for them, and their logits there."""
 
 import sys
 from pathlib import Path

@@ -53,5 +53,5 @@ def test_logits_are_those_of_peft(made: Path, device: Device, network: str, kind
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_modules_that_were_trained_whole_are_refused(made: Path, network: str) -> None:
-    with pytest.raises(ModelLoadError, match="lm_head.weight' is no part of LoRA"):
+    with pytest.raises(ModelLoadError, match="is no part of LoRA"):
         read_adapter("whole", made / network / "whole module")
