@@ -325,6 +325,8 @@ def test_vectors_too_have_their_time(server: JackfieldServer, faulty: FaultyUpst
     assert faulty.hung_up.wait(10)
 
 
+OTHER: Any = {"type": "function", "function": {"name": "news"}}
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 CHAT, TEXT = "/chat/completions", "/completions"
 
 
@@ -333,12 +335,18 @@ CHAT, TEXT = "/chat/completions", "/completions"
     [
         ("vllm", CHAT, {"messages": QUESTION, "regex": "a+"}, {"structured_outputs": {"regex": "a+"}}),
         ("llama", CHAT, {"messages": QUESTION, "repetition_penalty": 1.5}, {"repeat_penalty": 1.5}),
+        (
+            "llama",
+            CHAT,
+            {"messages": QUESTION, "tools": [OTHER, TOOL], "tool_choice": NAMED},
+            {"tools": [TOOL], "tool_choice": "required"},
+        ),
         ("llama", TEXT, {"prompt": "a", "suffix": "b"}, {"input_prefix": "a", "input_suffix": "b"}),
         ("vllm", "/tokenize", {"content": "a"}, {"prompt": "a", "add_special_tokens": False}),
         ("llama", "/tokenize", {"prompt": "a"}, {"content": "a", "add_special": True}),
     ],
 )
-def test_a_server_is_asked_in_its_own_words(
+def test_a_server_is_asked_in_its_own_words(  # noqa: PLR0917
     server: JackfieldServer, faulty: FaultyUpstream, model: str, path: str, asked: Any, sent: Any
 ) -> None:
     server.post(f"/v1{path}", {"model": model, **asked})
@@ -360,7 +368,7 @@ def test_a_server_is_asked_in_its_own_words(
         ("llama", "/tokenize", {"messages": QUESTION}, "messages"),
     ],
 )
-def test_what_a_server_has_no_words_for_is_refused(
+def test_what_a_server_has_no_words_for_is_refused(  # noqa: PLR0917
     server: JackfieldServer, faulty: FaultyUpstream, model: str, path: str, asked: Any, param: str
 ) -> None:
     reply = server.post(f"/v1{path}", {"model": model, **asked})

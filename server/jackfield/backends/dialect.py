@@ -60,8 +60,17 @@ def _llama_cpp(path: str, document: JsonObject) -> Said:
     if path not in _ANSWERS:
         return path, document
     _refuse(document, "llama.cpp", "regex", "grammar")
-    told = _renamed(document, {"repetition_penalty": "repeat_penalty"})
+    told = _one_tool(_renamed(document, {"repetition_penalty": "repeat_penalty"}))
     return (INFILL, _as_gap(told)) if told.get("suffix") else (path, told)
+
+
+def _one_tool(document: JsonObject) -> JsonObject:
+    """A tool that must be called as the only one that there is: llama.cpp takes no notice of its name."""
+    choice = document.get("tool_choice")
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        return document
+    tools = [tool for tool in document["tools"] if tool["function"]["name"] == choice["function"]["name"]]
+    return document | {"tools": tools, "tool_choice": "required"}
 
 
 def _llama_cpp_text(document: JsonObject) -> JsonObject:
