@@ -202,7 +202,7 @@ test-system: $(TOOLS) $(PROGRAMS) $(DRIVERS)  ## run it beside Prometheus, Chrom
 test-compliance: $(TOOLS)  ## outside suites against it: schemathesis with openapi.yaml, llm-comply with three dialects
 	@COMPLIANCE_TESTS=1 $(BIN)/python -m pytest tests/compliance $(ARGS)
 
-test-peers: $(TOOLS) $(SERVERS)  ## real llama.cpp, vLLM and mlx_lm.server as upstreams
+test-peers: $(TOOLS) $(SERVERS)  ## real llama.cpp, vLLM and mlx_lm.server as upstreams, and adapters that PEFT made
 	@PEER_TESTS=1 PEERS_DIR="$(CURDIR)/$(PEERS)" $(BIN)/python -m pytest tests/peers $(ARGS)
 
 test-group: $(TOOLS)  ## one model in two and in three processes, which die, hang and are cut off from each other

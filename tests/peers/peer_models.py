@@ -1,5 +1,4 @@
-"""The starter in the forms that other servers read, with a chat template that shows tools: llama.cpp takes no notice of
-tools where the template does not."""
+"""The starter in the forms that other servers read, with a chat template that shows tools."""
 
 import json
 import shutil

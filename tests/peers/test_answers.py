@@ -32,6 +32,8 @@ SCHEMA: Any = {
     "required": ["unit"],
     "additionalProperties": False,
 }
+BRIEF: Any = {"temperature": 0, "frequency_penalty": 2}
+"""So that a small model does not fill a form with line breaks."""
 CAN_BE_HELD = ("llama.cpp", "vllm")
 """Whoever keeps to a grammar; mlx_lm.server takes no notice of it."""
 
@@ -102,9 +104,9 @@ def test_a_seed_gives_the_same_again(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_tool_that_must_be_called_is(client: OpenAI, peer: Peer, stream: bool) -> None:
-    if peer.kind not in CAN_BE_HELD:
-        pytest.skip("mlx_lm.server takes no notice of tool_choice")
-    asked: Any = {"model": "theirs", "messages": QUESTION, "tools": [WEATHER], "max_tokens": 80, "temperature": 0}
+    if peer.kind != "vllm":
+        pytest.skip("llama.cpp does not hold the starter to a call, and mlx_lm.server takes no notice of tool_choice")
+    asked: Any = {"model": "theirs", "messages": QUESTION, "tools": [WEATHER], "max_tokens": 80, **BRIEF}
     with client.chat.completions.stream(**asked, tool_choice="required") as events:
         answer = events.get_final_completion() if stream else None
     whole = answer or client.chat.completions.create(**asked, tool_choice="required")
@@ -119,7 +121,7 @@ def test_an_answer_fits_its_schema(client: OpenAI, peer: Peer) -> None:
         pytest.skip("mlx_lm.server takes no notice of response_format")
     form: Any = {"type": "json_schema", "json_schema": {"name": "unit", "strict": True, "schema": SCHEMA}}
     answer = client.chat.completions.create(
-        model="theirs", messages=QUESTION, response_format=form, max_tokens=60, temperature=0
+        model="theirs", messages=QUESTION, response_format=form, max_tokens=60, **BRIEF
     )
     assert json.loads(answer.choices[0].message.content or "")["unit"] in ("C", "F")
 
