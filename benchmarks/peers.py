@@ -51,13 +51,17 @@ class Peer:
         return [part.replace("{model}", str(model)).replace("{port}", str(port)) for part in self.command]
 
 
-def group_of_two(parallelism: str) -> Peer:
-    """Jackfield as two processes of this machine, which share its cores and say what a group costs."""
+def group_of_two(parallelism: str, ring: int) -> Peer:
+    """Jackfield as two processes of this machine, which share its cores and say what a group costs.
+
+    They use this port and the next one among themselves. `mlx.launch` would use up another core.
+    """
+    hosts = json.dumps([[f"{HOST}:{ring}"], [f"{HOST}:{ring + 1}"]])
     serve = f"{BIN}/jackfield serve --model '{{model}}' --host {HOST} --port {{port}} --parallelism {parallelism}"
+    both = f"MLX_RANK=1 {serve} & MLX_RANK=0 exec {serve}"
     return Peer(
         f"{parallelism}-2",
-        # mlx.launch uses a whole core when its input is at its end.
-        ("sh", "-c", f"sleep infinity | {BIN}/mlx.launch -n 2 -- {serve}"),
+        ("sh", "-c", f"export MLX_HOSTFILE=$(mktemp); echo '{hosts}' >$MLX_HOSTFILE; {both}"),
         ready="/ready",
         model="",
         extra={"ignore_eos": True},
@@ -82,8 +86,8 @@ PEERS = {
             (sys.executable, "-m", "mlx_lm", "server", "--model", "{model}", "--host", HOST, "--port", "{port}"),
             model="default_model",
         ),
-        group_of_two("tensor"),
-        group_of_two("pipeline"),
+        group_of_two("tensor", 32323),
+        group_of_two("pipeline", 32325),
     )
 }
 

@@ -106,7 +106,7 @@ def group(
     launchers: Sequence[Sequence[str]] = (),
     **environment: str,
 ) -> Iterator[Group]:
-    """Start ``size`` ranks as ``mlx.launch`` does; waits until they serve.
+    """Start ``size`` ranks as ``mlx.launch`` does, which uses up a core itself; waits until they serve.
 
     ``hosts`` are their addresses, ``launchers`` commands that become them, such as ``ip netns exec``. Each may have its
     own copy of the model.
