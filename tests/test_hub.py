@@ -238,9 +238,12 @@ class Quiet:
         self.total = total
 
 
-def test_files_end_when_one_of_them_fails(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("last", ["config.json", "model.safetensors"])
+def test_files_end_when_one_of_them_fails(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """Whichever of them was begun first."""
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     files = snapshot_download(NAME, dry_run=True, allow_patterns=["config.json", "model.safetensors"])
+    files.sort(key=lambda file: file.filename == last)
     del hub.repositories[NAME]["config.json"]
     task = Quiet(0.2)
     with pytest.raises(EntryNotFoundError):
@@ -252,6 +255,7 @@ def test_files_end_when_one_of_them_fails(hub: FakeHub, monkeypatch: pytest.Monk
 def test_files_are_not_begun_after_one_has_failed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "AT_ONCE", 1)
     files = snapshot_download(NAME, dry_run=True, allow_patterns=["config.json", "model.safetensors"])
+    files.sort(key=lambda file: file.filename)
     del hub.repositories[NAME]["config.json"]
     with pytest.raises(EntryNotFoundError):
         download(NAME, files, Quiet())

@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def download(repository: str, files: Iterable[DryRunFileInfo], task: Task) -> No
     with ThreadPoolExecutor(AT_ONCE) as pool:
         jobs = [pool.submit(_download, repository, file, progress) for file in missing]
         try:
-            for job in jobs:
+            for job in as_completed(jobs):
                 job.result()
         except BaseException:
             progress.ended.set()
