@@ -163,7 +163,7 @@ $(DRIVERS): $(DRIVEN_BY) | $(TOOLS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test test-plugins test-clients test-seed test-system test-faults soak lint bench bench-engine bench-sockets clean
+.PHONY: help serve test test-plugins test-clients test-seed test-system test-load test-compliance test-peers test-group test-faults soak lint bench bench-engine bench-sockets clean
 
 help:  ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -198,6 +198,9 @@ test-seed: $(TOOLS)  ## the preset for Qwen2.5-Coder-32B, with a stand-in for it
 test-system: $(TOOLS) $(PROGRAMS) $(DRIVERS)  ## run it beside Prometheus, Chromium and systemd, which are installed from Debian
 	@SYSTEM_TESTS=1 PATH="$(CURDIR)/$(SYSTEM)/usr/bin:$$PATH" $(BIN)/python -m pytest tests/system \
 	  $(wildcard plugins/*/tests/system) $(ARGS)
+
+test-load: $(TOOLS)  ## whether each of many clients at once gets what it gets alone, cached or not, from the real starter
+	@LOAD_TESTS=1 $(BIN)/python -m pytest tests/load $(ARGS)
 
 test-compliance: $(TOOLS)  ## outside suites against it: schemathesis with openapi.yaml, llm-comply with three dialects
 	@COMPLIANCE_TESTS=1 $(BIN)/python -m pytest tests/compliance $(ARGS)

@@ -10,7 +10,6 @@ from serving import Server, serve
 pytest_plugins = ["model_fixtures"]
 
 SLOWEST = (
-    "test_under_load.py",
     "test_openai_sdk.py",
     "test_tool_calls.py",
     "test_hang_up.py",

@@ -281,6 +281,7 @@ def test_help_lists_every_target_and_dry_runs_do_nothing(checkout: Checkout) -> 
         "test-clients",
         "test-seed",
         "test-system",
+        "test-load",
         "test-compliance",
         "test-peers",
         "test-group",

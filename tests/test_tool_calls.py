@@ -105,13 +105,11 @@ def test_the_named_function_is_called_though_another_fits_better(client: OpenAI)
 
 
 def test_required_is_one_call_unless_several_are_welcome(client: OpenAI) -> None:
-    for seed in range(3):
-        answer = ask(client, tools=TOOLS, tool_choice="required", temperature=1, seed=seed).choices[0]
+    choosing = {"tools": TOOLS, "tool_choice": "required", "temperature": 1, "seed": 0, "n": 3}
+    for answer in ask(client, **choosing).choices:
         assert len(answer.message.tool_calls) == 1
-        several = ask(
-            client, tools=TOOLS, tool_choice="required", temperature=1, seed=seed, parallel_tool_calls=True
-        ).choices[0]
-        assert several.message.tool_calls
+    for answer in ask(client, **choosing, parallel_tool_calls=True, max_tokens=50).choices:
+        assert answer.message.tool_calls
 
 
 def test_with_none_nothing_is_called(client: OpenAI) -> None:
@@ -148,7 +146,7 @@ def test_tools_and_a_format_are_a_call_or_that_format(client: OpenAI) -> None:
     schema = {"type": "object", "properties": {"celsius": {"type": "integer"}}, "required": ["celsius"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     outcomes = set()
-    for answer in ask(client, tools=TOOLS, response_format=wanted, temperature=1.5, seed=1, n=6).choices:
+    for answer in ask(client, tools=TOOLS, response_format=wanted, temperature=1.5, seed=1, n=6, max_tokens=40).choices:
         if answer.finish_reason == "tool_calls":
             outcomes.add("call")
             assert {call.function.name for call in answer.message.tool_calls} <= {"get_weather", "get_time"}

@@ -37,7 +37,7 @@ from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.settings import Settings
 from scenarios import Prompts
 from serving import Server, serve
-from ties import Judge, candidates
+from ties import Judge
 
 TOLERANCE = 5e-4
 """Of log probabilities. Float32 products that are summed in another order: 30 layers make 1.2e-4 of it, as
@@ -454,35 +454,3 @@ def test_answers_that_had_to_wait_for_memory(court, runner, monkeypatch):
     found, _ = answers(court, engine, requests)
     assert engine.statistics.preemptions > 0
     assert_all_same(court, requests, found, alone(court, runner, requests))
-
-
-# --- What is a tie ---------------------------------------------------------------------------------------------------
-
-
-def chosen(probabilities: list[float], tolerance: float = 1e-3, **fields: Any) -> list[int]:
-    return candidates(np.log(probabilities), SamplingParameters(**fields), 0, tolerance).tolist()
-
-
-def test_a_greedy_tie_is_two_logits_as_close_as_rounding():
-    assert chosen([0.2, 0.4, 0.4 * np.exp(-0.0019)], temperature=0) == [1, 2]
-    assert chosen([0.2, 0.4, 0.4 * np.exp(-0.0021)], temperature=0) == [1]
-
-
-def test_a_draw_is_a_tie_when_it_lies_on_the_edge_of_two_tokens(monkeypatch):
-    for draw, expected in [(0.1, [0]), (0.2999, [0, 1]), (0.3001, [0, 1]), (0.31, [1]), (0.69, [1]), (0.9, [2])]:
-        monkeypatch.setattr("ties.uniform", lambda *_, draw=draw: draw)
-        assert chosen([0.3, 0.4, 0.3]) == expected
-
-
-@pytest.mark.parametrize("cut", [{"top_k": 2}, {"top_p": 0.65}, {"min_p": 0.9}])
-def test_what_is_cut_for_certain_is_never_chosen(monkeypatch, cut):
-    for draw, expected in [(0.0, 0), (0.4, 0), (0.6, 2), (0.9999, 2)]:
-        monkeypatch.setattr("ties.uniform", lambda *_, draw=draw: draw)
-        assert chosen([0.35, 0.31, 0.34], **cut) == [expected]
-
-
-@pytest.mark.parametrize("cut", [{"top_k": 2}, {"top_p": 0.7}, {"min_p": 0.3 / 0.4}])
-def test_a_token_on_the_edge_of_a_cut_may_be_chosen_or_not(monkeypatch, cut):
-    monkeypatch.setattr("ties.uniform", lambda *_: 0.99)
-    probabilities = [0.4, 0.3, 0.3] if "top_k" in cut else [0.4, 0.3, 0.2999, 0.0001]
-    assert {1, 2} <= set(chosen(probabilities, **cut))
