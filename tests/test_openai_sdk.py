@@ -122,23 +122,19 @@ def test_the_same_seed_gives_the_same_text_in_any_company(client, starter_server
 
 @pytest.fixture(scope="module")
 def whole(client) -> str:
-    text = ask(client, COUNT, max_tokens=30).choices[0].message.content
-    assert "7" in text, "far enough"
-    return text
+    return ask(client, COUNT, max_tokens=30).choices[0].message.content
 
 
-@pytest.mark.parametrize("stop", ["7", ["nothing like it", " 8", "\n8"], "6, 7", "\n7"])
+@pytest.mark.parametrize("stop", ["4", ["nothing like it", " 5", "\n5"], "3\n4", "\n4"])
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(client, whole, stop):
-    stops = [stop] if isinstance(stop, str) else stop
-    cut = min((whole.find(s) for s in stops if s in whole), default=len(whole))
+    cut = min(whole.find(one) for one in ([stop] if isinstance(stop, str) else stop) if one in whole)
     completion = ask(client, COUNT, max_tokens=30, stop=stop)
     assert completion.choices[0].message.content == whole[:cut]
     chunks = stream(client, COUNT, max_tokens=30, stop=stop, stream_options={"include_usage": True})
     assert text_of(chunks) == whole[:cut]
-    if cut < len(whole):
-        assert finish_of(chunks) == ["stop"]
-        # Generation really ended: not many more tokens than the text has.
-        assert chunks[-1].usage.completion_tokens <= cut + 6
+    assert finish_of(chunks) == ["stop"]
+    # Generation really ended: not many more tokens than the text has.
+    assert chunks[-1].usage.completion_tokens <= cut + 6
 
 
 def test_max_tokens_is_exact_under_both_names(client):
