@@ -280,6 +280,27 @@ def test_what_an_upstream_does_not_have_is_said(server: JackfieldServer, faulty:
     assert (reply.status, "does not know the model" in reply.text) == (502, True)
 
 
+MISSING = [{"loc": ["body", "n"], "msg": "Too few."}, {"loc": ["body", "seed"], "msg": "Too odd."}]
+TRACED = "Message: Too hot. (Request ID: 1), Internal exception: Hot: Too hot., original exception: at line 7"
+WORDS: list[tuple[int, Any, str]] = [
+    (400, {"detail": "Too hot."}, "Too hot."),
+    (422, {"detail": MISSING}, "body.n: Too few.; body.seed: Too odd."),
+    (400, {"error": {"message": TRACED, "param": {"n": 0}, "code": 400}}, "Too hot."),
+    (500, {"error": {"message": TRACED, "code": 500}}, "Upstream faulty failed: Too hot."),
+    (500, b"Internal Server Error\nat line 7", "Upstream faulty failed: Internal Server Error"),
+    (500, b"<html>", "Upstream faulty failed: status 500"),
+    (404, b"Path not found.\n", "Upstream faulty has nothing at /chat/completions: Path not found."),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "message"), WORDS)
+def test_a_refusal_is_told_without_what_surrounds_it(
+    server: JackfieldServer, faulty: FaultyUpstream, status: int, body: Any, message: str
+) -> None:
+    faulty.acts.append(refuses(status, body))
+    assert server.chat("Hi", model="frail").json["error"]["message"] == message
+
+
 VECTOR = {"index": 0, "embedding": [1.0, 0.5]}
 VECTORLESS: dict[str, Any] = {
     "no list": {"data": None},
@@ -461,7 +482,10 @@ FAULTS: dict[str, tuple[Act, int, str]] = {
     "too long": (refuses(400, TOO_LONG), 400, "context_length_exceeded"),
     "cannot do it": (refuses(400, CANNOT), 400, "unsupported_value"),
     "wrong key": (refuses(401, {}), 502, "upstream_unauthorized"),
-    "no such model": (refuses(404, {"detail": "Not Found"}), 502, "upstream_model_not_found"),
+    "no such model": (refuses(404, {"detail": "There is no model `theirs`."}), 502, "upstream_model_not_found"),
+    "nothing is said": (refuses(404, b""), 502, "upstream_model_not_found"),
+    "no such place": (refuses(404, {"detail": "Not Found"}), 502, "upstream_error"),
+    "nothing yet": (refuses(404, b"Path '/v1/chat/completions' not found."), 502, "upstream_error"),
     "too often": (refuses(429, {}, Retry_After="7"), 429, "upstream_rate_limit"),
     "no room": (refuses(503, b"<html>", Retry_After="9"), 503, "upstream_unavailable"),
     "a failure": (refuses(500, b"oops"), 502, "upstream_error"),

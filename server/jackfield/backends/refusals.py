@@ -34,7 +34,7 @@ def refused(
         path: what it was asked.
     """
     told = _told(body)
-    message, param = str(told.get("message") or f"status {status}")[:2000], _text(told.get("param"))
+    message, param = _message(told, status), _text(told.get("param"))
     if status == 501 or (status in (400, 404, 422) and _UNSUPPORTED.search(message)):
         return UnsupportedError(f"Upstream {name} refuses: {message}", param=param, suggestions=(ELSEWHERE,))
     if status in (400, 413, 422):
@@ -48,6 +48,8 @@ def refused(
                 "Name a model that is served here, see GET /v1/models.",
             ),
         )
+    if status == 404 and told and "model" not in message.lower():
+        return _nothing_there(name, path, message)
     if status in _MISTAKES:
         return _mistake(name, model, status)
     wait = _seconds(headers)
@@ -74,9 +76,23 @@ _UNSUPPORTED = re.compile(
 )
 """How servers say that they cannot do it, whatever the status: vLLM of ``suffix``, or of a model without embeddings."""
 
+_RAY = re.compile(r"Message: (.*?)(?: \(Request ID: [^)]*\))?, Internal exception: ", re.DOTALL)
+"""Around what Ray Serve LLM has to say; after it comes where in its code that happened."""
+
 _LACKING = (404, 405)
 _MISTAKES = (401, 403, 404)
 """Our own: the settings are wrong."""
+
+
+def _nothing_there(name: str, path: str, message: str) -> UpstreamError:
+    """Another place was asked than that server has, or has yet: Ray Serve listens before it has anything to serve."""
+    return UpstreamError(
+        f"Upstream {name} has nothing at {path}: {message}",
+        suggestions=(
+            f"Look whether upstreams.{name}.url is right: for most servers it ends in /v1.",
+            "Try again later: what is served there may not have started yet.",
+        ),
+    )
 
 
 def _mistake(name: str, model: str, status: int) -> UpstreamError:
@@ -98,11 +114,31 @@ def _told(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        return {}
+        return _in_plain_words(body)
     if not isinstance(found, dict):
         return {}
     error = found.get("error", found)
     return error if isinstance(error, dict) else {"message": error}
+
+
+def _in_plain_words(body: bytes) -> dict[str, Any]:
+    """The first line of a text. Whole pages and tracebacks say nothing to a client."""
+    line = body.decode(errors="replace").strip().partition("\n")[0]
+    return {} if not line or line.startswith("<") else {"message": line[:300]}
+
+
+def _message(told: Mapping[str, Any], status: int) -> str:
+    message = str(told.get("message") or _detail(told.get("detail")) or f"status {status}")
+    wrapped = _RAY.match(message)
+    return (wrapped[1] if wrapped else message)[:2000]
+
+
+def _detail(told: object) -> str | None:
+    """FastAPI's word for it: a text, or what is wrong where."""
+    if not isinstance(told, list):
+        return _text(told)
+    wrong = [one for one in told if isinstance(one, dict) and isinstance(one.get("loc"), list)]
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one.get('msg')}" for one in wrong)
 
 
 def _suggestions(told: Mapping[str, Any]) -> tuple[str, ...]:
