@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 
 from jackfield.cli import main
 from jackfield.settings import Settings, describe, load
+from jackfield.settings.model import ModelSettings
+from jackfield.settings.upstreams import UpstreamSettings
 from test_discovery import install, site  # noqa: F401 - a fixture
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -139,9 +141,15 @@ def test_the_path_is_where_the_file_is_or_would_be(file: Path) -> None:
     assert config("path", JACKFIELD_CONFIG="").stdout.endswith("jackfield.toml\n")
 
 
-def test_the_page_has_all_settings_as_they_are() -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if re.match(r"\| `[a-z_]+` \|", line)]
-    assert rows == [row(one) for one in describe.described()]
+SECTIONS = {"All settings": Settings, "A table of `models`": ModelSettings, "A table of `upstreams`": UpstreamSettings}
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_the_page_has_all_settings_as_they_are(heading: str) -> None:
+    section = PAGE.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    settings = list(describe.described(SECTIONS[heading]))
+    assert re.findall(r"^\| `[a-z_]+` \|.*", section, re.M) == [row(one) for one in settings]
+    assert all(one.meaning for one in settings)
 
 
 def row(setting: describe.Described) -> str:

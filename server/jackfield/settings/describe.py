@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from jackfield.settings.model import Settings
@@ -27,9 +28,9 @@ class Described(NamedTuple):
     """A sentence or two, in Markdown."""
 
 
-def described() -> Iterator[Described]:
-    """All settings, in the order of the code."""
-    for name, field in Settings.model_fields.items():
+def described(settings: type[BaseModel] = Settings) -> Iterator[Described]:
+    """All settings, or those of such tables, in the order of the code."""
+    for name, field in settings.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         meaning = " ".join((field.description or "").replace("``", "`").split())
         yield Described(name, None if default is PydanticUndefined else default, meaning)

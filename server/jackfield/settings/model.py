@@ -59,7 +59,7 @@ KVBits = Annotated[Literal[4, 8] | None, BeforeValidator(_number)]
 class ModelSettings(BaseModel):
     """One of several models: a table ``[models.NAME]``. What it leaves out is as for the server as a whole."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: str | None = None
     """What to serve under that name, as in ``model``; by default the name itself."""
@@ -68,12 +68,17 @@ class ModelSettings(BaseModel):
     pinned: bool = False
     """Load it when the server starts, and keep it."""
     unload_after: Annotated[float, Field(gt=0)] | None = None
+    """As for the server; by default what is set there."""
     adapters: Pairs = Field(default_factory=dict)
     """Adapters for it, as in ``adapters``, by the names that clients ask for."""
     dtype: Literal["auto", "float32", "keep"] | None = None
+    """As for the server; by default what is set there."""
     context_length: Annotated[int, Field(ge=16)] | None = None
+    """As for the server; by default what is set there."""
     kv_bits: KVBits = None
+    """As for the server; by default what is set there."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """As for the server; by default what is set there."""
     route: Route = ()
     """Who answers its requests, the first one that can: ``mlx``, upstreams, plugins' backends. Empty: ``mlx``."""
 

@@ -23,16 +23,18 @@ Dialect = Literal["openai", "vllm", "llama.cpp"]
 class UpstreamSettings(BaseModel):
     """Another server that speaks OpenAI's API: a table ``[upstreams.NAME]``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     url: str
-    """Its base URL, as its clients have it: ``http://10.0.0.5:8000/v1``."""
+    """Its base URL, as its clients have it: ``http://10.0.0.5:8000/v1``. It has to be there."""
     speaks: Dialect = "openai"
-    """What it is, if it is one whose words for some things are other than Jackfield's."""
+    """What it is, if it is one whose words for some things are other than Jackfield's: ``vllm`` or ``llama.cpp``."""
     api_key: SecretStr | None = None
+    """The key that it wants to be shown; by default none is."""
     api_key_env: str | None = None
     """The environment variable that holds the key, which then stands in no file."""
     connect_seconds: Seconds = 5.0
+    """How long it may take to be reached."""
     first_seconds: Seconds = 120.0
     """How long it may take until the first token."""
     idle_seconds: Seconds = 60.0
@@ -40,7 +42,9 @@ class UpstreamSettings(BaseModel):
     max_failures: Annotated[int, Field(ge=1)] = 5
     """So many failures in ``window_seconds`` and it is left alone for ``rest_seconds``."""
     window_seconds: Seconds = 30.0
+    """How far apart they may be."""
     rest_seconds: Seconds = 15.0
+    """How long it is left alone, or up to a fifth longer; then one request may try."""
 
     @field_validator("url")
     @classmethod
