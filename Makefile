@@ -125,7 +125,7 @@ SERVERS := $(PEERS)/.installed
 
 # What reads pictures and sound goes out again: it wants a PyTorch of its own, and vLLM does without.
 $(SERVERS): tests/peers/requirements.txt | $(BIN)/python
-	@echo "Installing llama.cpp, vLLM and PEFT from PyPI (4 GB on disk, once) ..."
+	@echo "Installing llama.cpp, vLLM, Ray Serve and PEFT from PyPI (4 GB on disk, once) ..."
 	@$(BIN)/python -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check -q install -r $<
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec
@@ -205,7 +205,7 @@ test-load: $(TOOLS)  ## whether each of many clients at once gets what it gets a
 test-compliance: $(TOOLS)  ## outside suites against it: schemathesis with openapi.yaml, llm-comply with three dialects
 	@COMPLIANCE_TESTS=1 $(BIN)/python -m pytest tests/compliance $(ARGS)
 
-test-peers: $(TOOLS) $(SERVERS)  ## real llama.cpp, vLLM and mlx_lm.server as upstreams, and adapters that PEFT made
+test-peers: $(TOOLS) $(SERVERS)  ## real llama.cpp, vLLM, Ray Serve and mlx_lm.server as upstreams, and adapters that PEFT made
 	@PEER_TESTS=1 PEERS_DIR="$(CURDIR)/$(PEERS)" $(BIN)/python -m pytest tests/peers $(ARGS)
 
 test-group: $(TOOLS)  ## one model in two and in three processes, which die, hang and are cut off from each other

@@ -474,6 +474,19 @@ def test_calls_and_thoughts_come_through(client: OpenAI, faulty: FaultyUpstream)
     assert choice.message.model_dump()["reasoning_content"] == "Hm."
 
 
+def test_a_call_that_had_to_be_is_told_as_one(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    stopped = says(TOOL_CALL + chunk(finish="stop") + DONE)
+    faulty.acts += [stopped, stopped]
+    forced = {"type": "function", "function": {"name": "weather"}}
+    reply = server.chat("Hi", model="frail", tools=[TOOL], tool_choice=forced)
+    assert reply.json["choices"][0]["finish_reason"] == "tool_calls"
+    with Anthropic(base_url=server.url, api_key="x", max_retries=0) as messages:
+        tool: Any = {"name": "weather", "input_schema": {"type": "object"}}
+        choice: Any = {"type": "tool", "name": "weather"}
+        asked: Any = {"messages": QUESTION, "max_tokens": 50, "tools": [tool], "tool_choice": choice}
+        assert messages.messages.create(model="frail", **asked).stop_reason == "tool_use"
+
+
 CANNOT = {"object": "error", "message": "suffix is not currently supported", "code": 400}
 ENVELOPE = {"error": {"message": "Too hot.", "param": "temperature", "code": "invalid_value"}}
 TOO_LONG = {"error": {"message": "This model's maximum context length is 8 tokens. You ...", "code": None}}

@@ -7,14 +7,14 @@ from pathlib import Path
 import peer_models
 import pytest
 from openai import OpenAI
-from peer import Peer, llama_cpp, mlx_lm, vllm
+from peer import Peer, llama_cpp, mlx_lm, ray, vllm
 
 from serving import Server, serve
 
 if "PEER_TESTS" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
-KINDS = ("llama.cpp", "vllm", "mlx_lm")
+KINDS = ("llama.cpp", "vllm", "ray", "mlx_lm")
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +38,8 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             made = llama_cpp(request.getfixturevalue("starter_gguf"), log)
         case "vllm":
             made = vllm(request.getfixturevalue("starter_plain"), log)
+        case "ray":
+            made = ray(request.getfixturevalue("starter_plain"), log)
         case _:
             made = mlx_lm(request.getfixturevalue("starter"), log)
     made.start()

@@ -8,33 +8,32 @@ import openai
 import pytest
 from anthropic import Anthropic
 from openai import OpenAI
-from peer import Peer
+from openai.types.chat import ChatCompletion
+from openai.types.chat.chat_completion_message_function_tool_call import Function
+from peer import KNOW_TOKENS, Peer
 
 from serving import Server
 
 QUESTION: Any = [{"role": "user", "content": "Name three colours."}]
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "strict": True,
-        "parameters": {
-            "type": "object",
-            "properties": {"unit": {"type": "string", "enum": ["C", "F"]}},
-            "required": ["unit"],
-            "additionalProperties": False,
-        },
-    },
-}
 SCHEMA: Any = {
     "type": "object",
     "properties": {"unit": {"type": "string", "enum": ["C", "F"]}},
     "required": ["unit"],
     "additionalProperties": False,
 }
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "strict": True, "parameters": SCHEMA}}
+CLOCK: Any = {"type": "function", "function": {"name": "clock", "strict": True, "parameters": SCHEMA}}
+NAMED: Any = {"type": "function", "function": {"name": "clock"}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"unit": "F"}'}}
+SEEN: Any = [
+    {"role": "user", "content": "The weather in F?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "user", "content": "The weather in C?"},
+]
+"""A call, after which a small model too makes one."""
 BRIEF: Any = {"temperature": 0, "frequency_penalty": 2}
 """So that a small model does not fill a form with line breaks."""
-CAN_BE_HELD = ("llama.cpp", "vllm")
+CAN_BE_HELD = ("llama.cpp", "vllm", "ray")
 """Whoever keeps to a grammar; mlx_lm.server takes no notice of it."""
 
 
@@ -103,17 +102,37 @@ def test_a_seed_gives_the_same_again(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("choice", ["auto", "required", NAMED], ids=["auto", "required", "named"])
+def test_a_tool_is_called(client: OpenAI, peer: Peer, choice: Any, stream: bool) -> None:
+    if peer.kind == "mlx_lm":
+        pytest.skip("the starter's own template, which mlx_lm.server has, shows no tools")
+    asked: Any = {"model": "theirs", "messages": SEEN, "tools": [CLOCK, WEATHER], "max_tokens": 80}
+    call = called(client, {**asked, "tool_choice": choice, "temperature": 0}, stream=stream)
+    assert call.name == ("clock" if choice is NAMED else "weather")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_tool_that_must_be_called_is(client: OpenAI, peer: Peer, stream: bool) -> None:
-    if peer.kind != "vllm":
-        pytest.skip("llama.cpp does not hold the starter to a call, and mlx_lm.server takes no notice of tool_choice")
+    if peer.kind == "mlx_lm":
+        pytest.skip("mlx_lm.server takes no notice of tool_choice")
+    if peer.kind == "llama.cpp":
+        pytest.skip("llama.cpp lets an answer end in nothing but a call, but words of any length come before it")
     asked: Any = {"model": "theirs", "messages": QUESTION, "tools": [WEATHER], "max_tokens": 80, **BRIEF}
-    with client.chat.completions.stream(**asked, tool_choice="required") as events:
-        answer = events.get_final_completion() if stream else None
-    whole = answer or client.chat.completions.create(**asked, tool_choice="required")
-    [call] = whole.choices[0].message.tool_calls or ()
-    assert call.type == "function" and call.function.name == "weather"
-    assert json.loads(call.function.arguments)["unit"] in ("C", "F")
-    assert whole.choices[0].finish_reason == "tool_calls"
+    call = called(client, {**asked, "tool_choice": "required"}, stream=stream)
+    assert call.name == "weather" and json.loads(call.arguments)["unit"] in ("C", "F")
+
+
+def called(client: OpenAI, asked: Any, *, stream: bool) -> Function:
+    """The one that an answer calls."""
+    if stream:
+        with client.chat.completions.stream(**asked) as events:
+            answer: ChatCompletion = events.get_final_completion()
+    else:
+        answer = client.chat.completions.create(**asked)
+    [call] = answer.choices[0].message.tool_calls or ()
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert call.type == "function" and isinstance(json.loads(call.function.arguments), dict)
+    return call.function
 
 
 def test_an_answer_fits_its_schema(client: OpenAI, peer: Peer) -> None:
@@ -130,7 +149,7 @@ def test_a_regular_expression_holds_or_is_refused(client: OpenAI, peer: Peer) ->
     if peer.kind == "mlx_lm":
         pytest.skip("mlx_lm.server takes no notice of regex")
     asked: Any = {"model": "theirs", "messages": QUESTION, "max_tokens": 12, "extra_body": {"regex": "[0-9]{3}"}}
-    if peer.kind == "vllm":
+    if peer.speaks == "vllm":
         text = client.chat.completions.create(**asked).choices[0].message.content or ""
         assert len(text) == 3 and text.isdecimal()
     else:
@@ -156,7 +175,7 @@ def test_a_gap_is_filled_or_refused(front: Server, peer: Peer, path: str) -> Non
         assert status == 200, told
         counted = told["tokens_evaluated"] if path == "/infill" else told["usage"]["prompt_tokens"]
         assert counted > 12
-    elif peer.kind == "vllm" or path == "/infill":
+    elif peer.speaks == "vllm" or path == "/infill":
         assert (status, told["error"]["code"]) == (400, "unsupported_value")
 
 
@@ -198,3 +217,12 @@ def test_vectors_are_refused_by_who_has_none(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.embeddings.create(model="theirs", input="Hi")
     assert refused.value.code == "unsupported_value"
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"])
+def test_tokens_are_refused_by_who_does_not_count_them(front: Server, peer: Peer, path: str) -> None:
+    if peer.kind in KNOW_TOKENS:
+        pytest.skip(f"{peer.kind} does")
+    asked: Any = {"/tokenize": {"prompt": "Hello world"}, "/detokenize": {"tokens": [19556, 905]}}
+    status, told = post(front, path, asked.get(path, {"messages": QUESTION}))
+    assert (status, told["error"]["message"][:13]) == (400, "Upstream peer")

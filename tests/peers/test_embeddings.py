@@ -1,21 +1,26 @@
-"""llama.cpp makes vectors through a Jackfield, if it was started for that."""
+"""Servers make vectors through a Jackfield, if they were started for that."""
 
 from pathlib import Path
 
+import pytest
 from openai import OpenAI
-from peer import llama_cpp
+from peer import llama_cpp, ray
 
 from serving import serve
 
 
-def test_vectors(starter_gguf: Path, tmp_path: Path) -> None:
-    peer = llama_cpp(starter_gguf, tmp_path / "log", "embedding")
+@pytest.mark.parametrize("kind", ["llama.cpp", "ray"])
+def test_vectors(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    make, model = {"llama.cpp": (llama_cpp, "starter_gguf"), "ray": (ray, "starter_plain")}[kind]
+    peer = make(request.getfixturevalue(model), tmp_path_factory.mktemp("peer") / "log", "embedding")
     config = tmp_path / "jackfield.toml"
     config.write_text(f"""\
 model = "starter"
 [upstreams.peer]
 url = "{peer.url}/v1"
-speaks = "llama.cpp"
+speaks = "{peer.speaks}"
 [models.theirs]
 route = [{{ backend = "peer", model = "starter" }}]
 """)

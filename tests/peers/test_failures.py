@@ -1,5 +1,6 @@
 """Real servers are left alone, killed and started again behind a Jackfield."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,20 @@ def test_a_client_that_hangs_up_ends_the_work_there(client: OpenAI, peer: Peer) 
         next(iter(stream))
         until(peer.is_at_work)
     until(lambda: not peer.is_at_work())
+
+
+def test_an_answer_whose_engine_dies_behind_its_server_is_not_taken_for_a_whole_one(client: OpenAI, peer: Peer) -> None:
+    if peer.kind != "ray":
+        pytest.skip("only Ray Serve lives on without its engine")
+    with client.chat.completions.create(model="theirs", **LONG, extra_body={"ignore_eos": True}) as stream:
+        chunks = iter(stream)
+        while not next(chunks).choices[0].delta.content:
+            pass
+        [replica] = peer.processes("ray::ServeReplica:default:LLMServer")
+        os.kill(replica, 9)
+        with pytest.raises(openai.APIError, match="its stream ended before the answer did"):
+            list(chunks)
+    peer.wait()
 
 
 def test_a_server_that_dies_and_comes_back(client: OpenAI, peer: Peer) -> None:

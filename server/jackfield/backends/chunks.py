@@ -127,7 +127,8 @@ class Chunks:
         pieces = list(self._pieces(choice, one.get("delta") or {"content": one.get("text")}))
         finish = one.get("finish_reason")
         if finish is not None:
-            choice.finish = _FINISHES.get(finish, "stop")
+            # A tool that had to be called ends an answer with `stop` at OpenAI and in vLLM, and not here.
+            choice.finish = "tool_calls" if choice.calls and finish == "stop" else _FINISHES.get(finish, "stop")
             pieces += [CallEnd()] if choice.call is not None else []
         stop = one.get("stop_reason")
         return Delta(
