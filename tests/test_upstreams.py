@@ -474,6 +474,14 @@ def test_calls_and_thoughts_come_through(client: OpenAI, faulty: FaultyUpstream)
     assert choice.message.model_dump()["reasoning_content"] == "Hm."
 
 
+def test_who_gives_one_choice_alone_cannot_give_several(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    reply = server.chat("Hi", model="frail", n=2)
+    error = reply.json["error"]
+    assert (reply.status, error["code"], error["param"]) == (400, "unsupported_value", "n")
+    faulty.acts.append(says(STREAM + chunk(finish="stop") + chunk(index=1, content="a")))
+    assert server.chat("Hi", model="frail", n=2).json["error"]["code"] == "upstream_error"
+
+
 def test_a_call_that_had_to_be_is_told_as_one(server: JackfieldServer, faulty: FaultyUpstream) -> None:
     stopped = says(TOOL_CALL + chunk(finish="stop") + DONE)
     faulty.acts += [stopped, stopped]
@@ -490,10 +498,18 @@ def test_a_call_that_had_to_be_is_told_as_one(server: JackfieldServer, faulty: F
 CANNOT = {"object": "error", "message": "suffix is not currently supported", "code": 400}
 ENVELOPE = {"error": {"message": "Too hot.", "param": "temperature", "code": "invalid_value"}}
 TOO_LONG = {"error": {"message": "This model's maximum context length is 8 tokens. You ...", "code": None}}
+FORBIDDEN = [{"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]
 FAULTS: dict[str, tuple[Act, int, str]] = {
     "bad request": (refuses(400, ENVELOPE), 400, "invalid_value"),
     "too long": (refuses(400, TOO_LONG), 400, "context_length_exceeded"),
     "cannot do it": (refuses(400, CANNOT), 400, "unsupported_value"),
+    "never heard of it": (
+        refuses(422, {"detail": "Unexpected fields in the request: {'top_k'}"}),
+        400,
+        "unsupported_value",
+    ),
+    "OpenAI neither": (refuses(400, {"error": {"message": "Unknown parameter: 'top_k'."}}), 400, "unsupported_value"),
+    "nor FastAPI": (refuses(422, {"detail": FORBIDDEN}), 400, "unsupported_value"),
     "wrong key": (refuses(401, {}), 502, "upstream_unauthorized"),
     "no such model": (refuses(404, {"detail": "There is no model `theirs`."}), 502, "upstream_model_not_found"),
     "nothing is said": (refuses(404, b""), 502, "upstream_model_not_found"),

@@ -46,6 +46,8 @@ class SpokenTokens:
 
 @dataclass
 class _Choice:
+    begun: bool = False
+    """Something was heard of it."""
     finish: AnswerFinish | None = None
     call: int | None = None
     """The call that is open."""
@@ -78,6 +80,12 @@ class Chunks:
     def ended(self) -> bool:
         """Whether all choices have."""
         return all(choice.finish for choice in self._choices)
+
+    @property
+    def too_few(self) -> bool:
+        """Whether some have ended, and of the others nothing was heard."""
+        begun = [choice for choice in self._choices if choice.begun]
+        return len(begun) < len(self._choices) and bool(begun) and all(choice.finish for choice in begun)
 
     @property
     def finishes(self) -> list[AnswerFinish]:
@@ -124,6 +132,7 @@ class Chunks:
         if index < 0:
             raise IndexError(index)
         choice = self._choices[index]
+        choice.begun = True
         pieces = list(self._pieces(choice, one.get("delta") or {"content": one.get("text")}))
         finish = one.get("finish_reason")
         if finish is not None:

@@ -72,9 +72,14 @@ EVERYWHERE = ("/chat/completions", "/completions")
 ELSEWHERE = "Ask for it from a model whose server can do it, see GET /v1/models."
 
 _UNSUPPORTED = re.compile(
-    r"\b(not|n't)( currently| yet)? support|\bunsupported\b|\bonly supported for models\b", re.IGNORECASE
+    r"\b(not|n't)( currently| yet)? support|\bunsupported\b|\bonly supported for models\b"
+    r"|\b(unknown|unexpected|unrecognized)( request)? (field|parameter|argument)|\bextra inputs are not permitted\b",
+    re.IGNORECASE,
 )
-"""How servers say that they cannot do it, whatever the status: vLLM of ``suffix``, or of a model without embeddings."""
+"""How servers say that they cannot do it, whatever the status: vLLM of ``suffix``, or of a model without embeddings.
+
+Fields that nobody knows do not come so far: those that a server does not know are Jackfield's own, or newer than it.
+"""
 
 _RAY = re.compile(r"Message: (.*?)(?: \(Request ID: [^)]*\))?, Internal exception: ", re.DOTALL)
 """Around what Ray Serve LLM has to say; after it comes where in its code that happened."""

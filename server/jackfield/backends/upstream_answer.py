@@ -10,11 +10,12 @@ from jackfield.backends.chunks import Chunks
 from jackfield.backends.dialect import INFILL, said
 from jackfield.backends.infill_chunks import InfillChunks
 from jackfield.backends.question import Question
+from jackfield.backends.refusals import ELSEWHERE
 from jackfield.backends.turn import Turn
 from jackfield.choice import AnswerFinish, Delta
 from jackfield.drain import Drain
 from jackfield.engine.request import GenerationRequest, SamplingParameters
-from jackfield.errors import DeadlineExceededError, JackfieldError
+from jackfield.errors import DeadlineExceededError, JackfieldError, UnsupportedError
 from jackfield.exchange import Exchange
 from jackfield.protocol.base import JsonObject
 from jackfield.protocol.extension import ChoiceReport, EndedBy, Extension
@@ -132,8 +133,17 @@ class UpstreamAnswer:
         if isinstance(heard, Exception):
             raise heard
         if heard is END:
-            raise self._upstream.nonsense("its stream ended before the answer did")
+            raise self._too_early()
         return heard
+
+    def _too_early(self) -> JackfieldError:
+        if not self._chunks.too_few:
+            return self._upstream.nonsense("its stream ended before the answer did")
+        return UnsupportedError(
+            f"Upstream {self._upstream.name} gives fewer choices than are asked for.",
+            param="n" if self.each > 1 else "prompt",
+            suggestions=("Ask for one at a time.", ELSEWHERE),
+        )
 
     # --- Ends --------------------------------------------------------------------------------------------------------
 
