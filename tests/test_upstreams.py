@@ -284,6 +284,7 @@ MISSING = [{"loc": ["body", "n"], "msg": "Too few."}, {"loc": ["body", "seed"], 
 TRACED = "Message: Too hot. (Request ID: 1), Internal exception: Hot: Too hot., original exception: at line 7"
 WORDS: list[tuple[int, Any, str]] = [
     (400, {"detail": "Too hot."}, "Too hot."),
+    (400, {"error": {"message": "Too hot.", "code": "400"}}, "Too hot."),
     (422, {"detail": MISSING}, "body.n: Too few.; body.seed: Too odd."),
     (400, {"error": {"message": TRACED, "param": {"n": 0}, "code": 400}}, "Too hot."),
     (500, {"error": {"message": TRACED, "code": 500}}, "Upstream faulty failed: Too hot."),
@@ -298,7 +299,9 @@ def test_a_refusal_is_told_without_what_surrounds_it(
     server: JackfieldServer, faulty: FaultyUpstream, status: int, body: Any, message: str
 ) -> None:
     faulty.acts.append(refuses(status, body))
-    assert server.chat("Hi", model="frail").json["error"]["message"] == message
+    error = server.chat("Hi", model="frail").json["error"]
+    assert error["message"] == message
+    assert error["code"] != str(status)
 
 
 VECTOR = {"index": 0, "embedding": [1.0, 0.5]}

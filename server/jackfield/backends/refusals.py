@@ -155,7 +155,9 @@ def _suggestions(told: Mapping[str, Any]) -> tuple[str, ...]:
 def _code(told: Mapping[str, Any], message: str) -> str | None:
     # vLLM gives no code for it, but OpenAI's words; llama.cpp a type.
     too_long = "maximum context length" in message or told.get("type") == "exceed_context_size_error"
-    return CONTEXT if too_long else _text(told.get("code"))
+    code = CONTEXT if too_long else _text(told.get("code"))
+    # LiteLLM repeats the status there.
+    return None if code is None or code.isdecimal() else code
 
 
 def _text(value: object) -> str | None:
