@@ -176,7 +176,7 @@ def server(tiny_model: Path, experts: Path, folder: Path) -> Iterator[Server]:
     lines = ['model = "tiny"']
     for source, (base, names) in zip((tiny_model, experts), MODELS.items(), strict=True):
         also = ("peft", "peft-dora") if base == "tiny" else ()
-        lines += [f"[models.{base}]", f'source = "{source}"', f"[models.{base}.adapters]"]
+        lines += [f"[models.{base}]", f'source = "{source}"', 'route = ["mlx"]', f"[models.{base}.adapters]"]
         lines += [f'{name} = "{"acme/law" if name == "law" else folder / name}"' for name in (*names, *also)]
     file.write_text("\n".join(lines))
     files = {path.name: path.read_bytes() for path in (folder / "law").iterdir()} | {"README.md": b"Law."}
@@ -228,6 +228,23 @@ def test_they_are_listed_with_their_model(server: Server) -> None:
     tiny = dict.fromkeys(("sql", "poems", "dora", "peft", "peft-dora"), "tiny")
     assert listed == {"tiny": None, "experts": None, "law": "experts", "tax": "experts"} | tiny
     assert httpx2.get(f"{server.api}/models/sql").json()["id"] == "sql"
+
+
+def test_another_name_of_one_means_it_and_not_its_model(
+    client: OpenAI, server: Server, expected: dict[str, list[str]]
+) -> None:
+    assert says(client, "gpt-4o") == expected["poems"][0]
+    listed = {model["id"]: model["jackfield"] for model in httpx2.get(f"{server.api}/models").json()["data"]}
+    assert {name: one["aliases"] for name, one in listed.items() if one["aliases"]} == {"poems": ["gpt-4o"]}
+    assert httpx2.get(f"{server.api}/models/gpt-4o").json()["id"] == "poems"
+    assert "embeddings" in listed["tiny"]["capabilities"]
+    assert "embeddings" not in listed["poems"]["capabilities"], "an adapter makes none"
+
+
+@pytest.mark.parametrize(("name", "goes_along_it"), [("tiny", True), ("poems", False), ("gpt-4o", False)])
+def test_the_route_of_their_model_is_not_theirs(client: OpenAI, name: str, goes_along_it: bool) -> None:
+    answer = client.completions.create(model=name, prompt="Hi", max_tokens=1, extra_body={"jackfield": True})
+    assert ("attempts" in answer.model_dump()["jackfield"]) == goes_along_it
 
 
 def test_answers_carry_their_names(client: OpenAI) -> None:

@@ -426,7 +426,7 @@ async def test_other_names() -> None:
     house = House(10_000, Entry("a", aliases=("gpt-4o",)), aliases={"gpt-4o-mini": "b", "o3": "gpt-4o"}, a=1, b=1)
     named = {name: house.registry.entry(name).id for name in ("a", "gpt-4o", "o3", "gpt-4o-mini")}
     assert named == {"a": "a", "gpt-4o": "a", "o3": "a", "gpt-4o-mini": "b"}
-    assert house.entries["a"].aliases == ("gpt-4o", "o3")
+    assert house.registry.aliases("a") == ["gpt-4o", "o3"]
     with pytest.raises(ModelNotFoundError, match="gpt-5") as caught:
         house.registry.entry("gpt-5")
     assert caught.value.suggestions[0] == "Use one of: a, b."
@@ -435,6 +435,10 @@ async def test_other_names() -> None:
 def test_a_name_for_two_models() -> None:
     with pytest.raises(ConfigurationError, match="'b' would mean two models, b and a"):
         Registry([Entry("a", aliases=("b",)), Entry("b")])
+    with pytest.raises(ConfigurationError, match="'sql' would mean two models, a and b"):
+        Registry([Entry("a", adapters=("sql",)), Entry("b", adapters=("sql",))])
+    with pytest.raises(ConfigurationError, match="'sql' would mean two models, sql and a"):
+        Registry([Entry("a", adapters=("sql",), aliases=("sql",))])
 
 
 def test_an_alias_for_nobody() -> None:

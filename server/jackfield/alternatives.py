@@ -55,7 +55,7 @@ class Alternatives:
         return (*tuple(self._free(others, request))[:MOST], *self._longer_route(request.model, error))
 
     def _means(self, entry: Entry, name: str) -> bool:
-        return not name or name in (entry.id, *entry.aliases, *entry.adapters)
+        return not name or self._registry.is_name_of(name, entry)
 
     def _longer(self, others: list[Entry], tokens: int, request: RequestInfo) -> Iterator[str]:
         """The shortest first that is long enough, since it takes the least memory."""

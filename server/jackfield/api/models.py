@@ -7,14 +7,14 @@ from starlette.responses import Response
 
 from jackfield.api import body
 from jackfield.api.borrowing import borrow
-from jackfield.models.registry import Entry
+from jackfield.models.registry import Entry, Named, Registry
 from jackfield.protocol.models import Model, ModelList, ModelReport, ModelRequest
 
 
 async def list_models(request: Request) -> Response:
     """All models that can be asked for, in memory or not."""
-    entries: tuple[Entry, ...] = request.app.state.registry.entries
-    data = [_model(entry, name) for entry in entries for name in (entry.id, *entry.adapters)]
+    registry: Registry = request.app.state.registry
+    data = [_model(registry, registry.meant(name)) for name in registry.names]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     models = ModelList(data=data, first_id=first, last_id=last)
     return Response(models.to_json(), media_type="application/json")
@@ -41,13 +41,13 @@ async def unload_model(request: Request) -> Response:
 
 def _answer(request: Request, name: str) -> Response:
     """A model, by its name or another one that it has."""
-    entry: Entry = request.app.state.registry.entry(name)
-    model = _model(entry, name if name in entry.adapters else entry.id)
-    return Response(model.to_json(), media_type="application/json")
+    registry: Registry = request.app.state.registry
+    return Response(_model(registry, registry.meant(name)).to_json(), media_type="application/json")
 
 
-def _model(entry: Entry, name: str) -> Model:
+def _model(registry: Registry, meant: Named) -> Model:
     """The model, or one of its adapters."""
+    entry, name = meant
     context_length = entry.profile.context_length if entry.profile else None
     return Model(
         id=name,
@@ -60,16 +60,18 @@ def _model(entry: Entry, name: str) -> Model:
         created_at=datetime.fromtimestamp(entry.created, UTC).isoformat().replace("+00:00", "Z"),
         max_input_tokens=context_length,
         max_tokens=context_length,
-        jackfield=_report(entry),
+        jackfield=_report(entry, name, registry.aliases(name)),
     )
 
 
-def _report(entry: Entry) -> ModelReport:
+def _report(entry: Entry, name: str, aliases: list[str]) -> ModelReport:
+    # See `ServedModel.with_adapter`.
+    lacking = () if name == entry.id else ("embeddings",)
     return ModelReport(
         state=entry.state,
-        aliases=list(entry.aliases),
+        aliases=aliases,
         pinned=entry.pinned,
-        capabilities=list(entry.profile.capabilities) if entry.profile else None,
+        capabilities=[one for one in entry.profile.capabilities if one not in lacking] if entry.profile else None,
         weights_bytes=entry.served.plan.weights if entry.served and entry.served.plan else None,
         progress=entry.progress,
         failure=entry.failure.message if entry.failure else None,

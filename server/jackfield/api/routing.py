@@ -48,9 +48,9 @@ async def ask_route(
         JackfieldError: nobody gives it; the error is the last one's.
     """
     host: Host = request.app.state.host
-    entry = host.registry.entry(name)
+    entry, own = host.registry.meant(name)
     # An adapter is nobody else's.
-    if name in entry.adapters or not (route := host.route(entry)):
+    if own != entry.id or not (route := host.route(entry)):
         return await ask(await borrow(request, name))
     return await _Way(request, entry, exchange, wants()).follow(route, ask)
 

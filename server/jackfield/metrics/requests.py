@@ -96,10 +96,9 @@ class RequestMetrics:
     def model(self, asked: str) -> str:
         """The model or adapter that a request is for; the only model there is if it does not say."""
         try:
-            entry = self._registry.entry(asked or None)
+            return self._registry.meant(asked or None).name
         except JackfieldError:
             return UNKNOWN
-        return asked if asked in entry.adapters else entry.id
 
     # --- Stations of a request -----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from jackfield.engine.grammar import GrammarCompiler
 from jackfield.engine.request import Adapter
@@ -81,6 +81,7 @@ class Entry:
 
     id: str
     aliases: tuple[str, ...] = ()
+    """Other names of the model itself, of those that its own settings have."""
     adapters: tuple[str, ...] = ()
     """Names that stand for it with an adapter."""
     pinned: bool = False
@@ -175,6 +176,14 @@ class Fixed:
         """Nothing changes."""
 
 
+class Named(NamedTuple):
+    """What a name means."""
+
+    entry: Entry
+    name: str
+    """The model's own, or that of one of its adapters."""
+
+
 class Registry:
     """All models, by their names and other names.
 
@@ -196,34 +205,31 @@ class Registry:
         entries = [one if isinstance(one, Entry) else Entry(one.id, served=one, profile=one.profile) for one in models]
         self._entries = {entry.id: entry for entry in entries}
         self._shelf = shelf or Fixed()
-        self._names = dict(self._entries)
+        self._meant = {entry.id: Named(entry, entry.id) for entry in entries}
+        """What each name means; that of an alias is the model's or adapter's own."""
         for entry in entries:
             for adapter in entry.adapters:
-                self._claim(adapter, entry)
+                self._claim(adapter, Named(entry, adapter))
             for alias in entry.aliases:
-                self._add(alias, entry)
+                self._claim(alias, Named(entry, entry.id))
         for alias, name in (aliases or {}).items():
-            self._add(alias, self._meant(alias, name))
+            self._claim(alias, self._find(alias, name))
 
-    def _add(self, alias: str, entry: Entry) -> None:
-        self._claim(alias, entry)
-        entry.aliases = tuple(dict.fromkeys((*entry.aliases, alias)))
-
-    def _claim(self, alias: str, entry: Entry) -> None:
-        if self._names.get(alias, entry) is not entry:
+    def _claim(self, name: str, meant: Named) -> None:
+        if (other := self._meant.setdefault(name, meant)) != meant:
+            own = (other.name, meant.name) if other.entry is meant.entry else (other.entry.id, meant.entry.id)
             raise ConfigurationError(
-                f"{alias!r} would mean two models, {self._names[alias].id} and {entry.id}.",
+                f"{name!r} would mean two models, {own[0]} and {own[1]}.",
                 suggestions=("Use an alias once, and for no model that is served under that name.",),
             )
-        self._names[alias] = entry
 
-    def _meant(self, alias: str, name: str) -> Entry:
-        if name not in self._names:
+    def _find(self, alias: str, name: str) -> Named:
+        if name not in self._meant:
             raise ConfigurationError(
                 f"The alias {alias!r} stands for {name!r}, which is not served.",
-                suggestions=(f"Let it stand for one of: {', '.join(self._entries)}.",),
+                suggestions=(f"Let it stand for one of: {', '.join(self.names)}.",),
             )
-        return self._names[name]
+        return self._meant[name]
 
     def __iter__(self) -> Iterator[ServedModel]:
         """Those in memory."""
@@ -239,25 +245,37 @@ class Registry:
         """What answers can come from: models, and adapters after their models."""
         return tuple(name for entry in self.entries for name in (entry.id, *entry.adapters))
 
-    def entry(self, name: str | None) -> Entry:
-        """The model of that name; without one, the only model there is.
+    def meant(self, name: str | None) -> Named:
+        """The model of that name, or the adapter; without one, the only model there is.
 
         Raises:
             ModelNotFoundError: there is none of that name; those that are served go on undisturbed.
             InvalidRequestError: there are several, and none was named.
         """
         if name is not None:
-            if name not in self._names:
+            if name not in self._meant:
                 raise ModelNotFoundError(name, self.names)
-            return self._names[name]
+            return self._meant[name]
         if len(self._entries) == 1:
-            return next(iter(self._entries.values()))
+            return self._meant[next(iter(self._entries))]
         raise InvalidRequestError(
             "Missing required parameter: 'model'.",
             param="model",
             code="missing_required_parameter",
             suggestions=(f"Send one of: {', '.join(self._entries) or 'no model is served'}.",),
         )
+
+    def entry(self, name: str | None) -> Entry:
+        """The model of that name, as for `meant`; of an adapter, the one that it changes."""
+        return self.meant(name).entry
+
+    def is_name_of(self, name: str, entry: Entry) -> bool:
+        """Whether a name, which need not be known here, means the model or one of its adapters."""
+        return name in self._meant and self._meant[name].entry is entry
+
+    def aliases(self, own: str) -> list[str]:
+        """Other names of a model or an adapter."""
+        return [name for name, meant in self._meant.items() if meant.name == own != name]
 
     async def unload(self, name: str) -> None:
         """Let the model of that name leave memory; it comes back when somebody asks for it.
@@ -269,7 +287,7 @@ class Registry:
         await self._shelf.unload(self.entry(name))
 
     async def lend(self, name: str | None, *, waits: bool = True) -> Loan:
-        """The model of that name, as for `entry`, loaded if need be; it stays until the loan ends.
+        """The model of that name, as for `meant`, loaded if need be; it stays until the loan ends.
 
         Args:
             name: the model's.
@@ -277,12 +295,12 @@ class Registry:
                 answered would wait for itself.
 
         Raises:
-            ModelNotFoundError: as for `entry`.
-            InvalidRequestError: as for `entry`, or other servers answer for it.
+            ModelNotFoundError: as for `meant`.
+            InvalidRequestError: as for `meant`, or other servers answer for it.
             ModelLoadError: it cannot be loaded.
             UnavailableError: there is no room for it at the moment.
         """
-        entry = self.entry(name)
+        entry, own = self.meant(name)
         if entry.remote:
             raise ElsewhereError(entry.id)
         while waits and entry.leaving is not None:
@@ -293,4 +311,4 @@ class Registry:
         except BaseException:
             entry.loans -= 1
             raise
-        return Loan(model.adapted.get(name or "", model), entry, self._shelf)
+        return Loan(model.adapted.get(own, model), entry, self._shelf)
