@@ -52,8 +52,25 @@ def plain(of: type[JackfieldError]) -> JackfieldError:
 
 def test_the_page_has_all_of_them() -> None:
     known = {one.code: (str(one.status), one.category) for one in classes() if one.code and one.__name__ not in HIDDEN}
-    known["internal_error"] = ("500", "internal")
+    known |= {code: (str(one.status), one.category) for code, one in given_codes() if one.category != "request"}
     assert known == ROWS
+
+
+def given_codes() -> Iterator[tuple[str, type[JackfieldError]]]:
+    """Codes that errors are made with, beside those of their classes."""
+    known = {one.__name__: one for one in classes()}
+    for _, call, name in calls():
+        given = {word.arg: word.value for word in call.keywords}.get("code")
+        if name in known and isinstance(given, ast.Constant):
+            yield str(given.value), known[name]
+
+
+def calls() -> Iterator[tuple[Path, ast.Call, str]]:
+    """All calls of something that has a name of its own."""
+    for file in (ROOT / "server" / "jackfield").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                yield file, node, node.func.id
 
 
 def test_the_page_has_all_categories() -> None:
@@ -64,12 +81,7 @@ def test_the_page_has_all_categories() -> None:
 def test_errors_are_made_with_something_to_do() -> None:
     """Unless their class knows better by itself: the remedies of classes are for what nobody has thought of."""
     vague = {one.__name__ for one in classes() if not _tells(one)}
-    left = []
-    for file in (ROOT / "server" / "jackfield").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-            if name in vague and not _suggests(node):
-                left.append(f"{file.name}:{node.lineno} {name}")  # type: ignore[attr-defined]
+    left = [(file.name, call.lineno, name) for file, call, name in calls() if name in vague and not _suggests(call)]
     assert not left
 
 
@@ -80,7 +92,7 @@ def _tells(one: type[JackfieldError]) -> bool:
     )
 
 
-def _suggests(call: Any) -> bool:
+def _suggests(call: ast.Call) -> bool:
     return any(keyword.arg in ("suggestions", None) for keyword in call.keywords)
 
 

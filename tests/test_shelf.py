@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from jackfield.errors import ConfigurationError, ModelLoadError, ModelNotFoundError, UnavailableError
+from jackfield.errors import ConfigurationError, InUseError, ModelLoadError, ModelNotFoundError, UnavailableError
 from jackfield.events import Event, EventBus
 from jackfield.models import shelf as shelf_module
 from jackfield.models.architecture import LayerState
@@ -308,6 +308,17 @@ async def test_only_as_many_are_asked_to_leave_as_have_to() -> None:
         assert house.entries["c"].leaving is None
     await waiting
     assert house.loaded == {"a", "c", "d"}
+
+
+async def test_who_may_not_be_unloaded_is_told_why_and_what_to_do() -> None:
+    house = House(10_000, Entry("a", pinned=True), a=1000, b=1000)
+    for name in "ab":
+        async with house.using(name):
+            with pytest.raises(InUseError) as told:
+                await house.registry.unload(name)
+        reason = {"a": "a stays in memory: it is pinned.", "b": "b stays in memory: a request uses it."}[name]
+        assert told.value.message == reason
+        assert ("pinned" in told.value.suggestions[0]) == (name == "a")
 
 
 async def test_pinned_models_stay() -> None:

@@ -84,10 +84,8 @@ class InUseError(JackfieldError):
     code = "model_in_use"
     category: ClassVar[Category] = "busy"
 
-    def __init__(self, model: str, reason: str) -> None:
-        super().__init__(
-            f"{model} stays in memory: {reason}.", param="model", suggestions=("Try again when nobody needs it.",)
-        )
+    def __init__(self, model: str, reason: str, advice: str = "Try again when nobody needs it.") -> None:
+        super().__init__(f"{model} stays in memory: {reason}.", param="model", suggestions=(advice,))
 
 
 class EngineError(UnavailableError):

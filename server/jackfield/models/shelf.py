@@ -298,10 +298,14 @@ class OnDemand:
             InUseError: it has to stay.
         """
         if entry.pinned:
-            raise InUseError(entry.id, "it is pinned")
+            advice = (
+                f"Set pinned = false in [models.{entry.id}], unless a group of processes serves it: that one stays."
+            )
+            raise InUseError(entry.id, "it is pinned", advice)
         async with self._turn:
             if entry.loans:
-                raise InUseError(entry.id, f"{entry.loans} requests use it")
+                users = "a request uses it" if entry.loans == 1 else f"{entry.loans} requests use it"
+                raise InUseError(entry.id, users)
             await self._unload(entry, "somebody asked for that")
             await self._share_out()
 
