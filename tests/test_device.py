@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from jackfield.models import device as devices
-from jackfield.models.device import REFERENCE, Blas, Device, cuda_command, describe
+from jackfield.models.device import REFERENCE, Blas, Device, describe
 from jackfield.models.memory import Memory, host_memory
+from jackfield.models.nvidia import cuda_command
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a fast BLAS or a GPU")
 
@@ -164,9 +165,10 @@ def test_a_slow_blas_comes_with_what_to_install(machine: str, command: str, monk
 
 def test_an_unused_nvidia_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "has_nvidia", lambda: True)
-    monkeypatch.setattr(devices, "mlx_has_cuda", lambda: False)
+    monkeypatch.setattr(devices, "installed_build", lambda: None)
     assert cuda_command() in describe(cpu(REFERENCE), "float32")
-    assert "uninstall -y mlx-cpu" in cuda_command()
+    monkeypatch.setattr(devices, "installed_build", lambda: "cuda13")
+    assert "jackfield doctor" in describe(cpu(REFERENCE), "float32")
 
 
 def test_a_gpu_is_described_without_its_cpu() -> None:

@@ -340,7 +340,7 @@ def test_a_template_with_a_fault(
 
 def test_this_machine(device: Device, tmp_path: Path) -> None:
     found = {one.check: one for one in machine.machine_checks(device, tmp_path / "not" / "yet" / "there")}
-    assert list(found) == ["device", "versions", "speed", "memory", "disk"]
+    assert list(found) == ["device", "driver", "versions", "speed", "memory", "disk"]
     assert not failed(found.values())
     assert all(figure > 0 for figure in found["speed"].figures.values())  # type: ignore[operator]
 

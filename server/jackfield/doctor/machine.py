@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from jackfield.doctor.finding import Finding, failure, ok, warning
-from jackfield.models.device import Device, cuda_command, describe, has_nvidia, mlx_has_cuda
+from jackfield.doctor.finding import Finding, failure, ok, skipped, warning
+from jackfield.models.device import Device, describe
 from jackfield.models.memory import host_memory
+from jackfield.models.nvidia import WANTED, cuda_command, driver_version, has_nvidia, installed_build, is_enough
 from jackfield.models.sizes import gigabytes
 
 PINNED = ("mlx", "mlx-lm")
@@ -29,6 +31,7 @@ SECONDS = 0.2
 def machine_checks(device: Device, cache: Path) -> Iterator[Finding]:
     """Hardware, MLX and the disk."""
     yield _device(device)
+    yield _driver(device)
     yield _versions()
     yield _speed(device)
     yield _memory()
@@ -37,12 +40,33 @@ def machine_checks(device: Device, cache: Path) -> Iterator[Finding]:
 
 def _device(device: Device) -> Finding:
     told = describe(device, "any").removesuffix(", any weights").split(". ")[0]
-    if device.kind == "cpu" and has_nvidia() and not mlx_has_cuda():
+    if device.kind == "cpu" and has_nvidia() and installed_build():
+        return failure("device", f"{told}, although there is an NVIDIA GPU and MLX is for such.", "See 'driver'.")
+    if device.kind == "cpu" and has_nvidia():
         return warning("device", f"{told}, although there is an NVIDIA GPU.", f"Use it: {cuda_command()}")
     if device.kind == "cpu" and not device.blas.fast:
         advice = "pip install 'jackfield[mkl]' (x86-64), or apt install libopenblas0-pthread"
         return warning("device", f"{told}: its BLAS is slow, prompts take about 15 times as long.", advice)
     return ok("device", told)
+
+
+def _driver(device: Device) -> Finding:
+    if device.kind == "metal":
+        return ok("driver", f"Metal, as macOS {platform.mac_ver()[0]} has it.")
+    if not has_nvidia():
+        return skipped("driver", "There is no GPU that MLX could use.")
+    if (version := driver_version()) is None:
+        return failure("driver", "NVIDIA's driver does not answer.", "See what this says: nvidia-smi")
+    told, build = f"NVIDIA's driver {version}", installed_build()
+    if device.kind == "cuda" or (build is None and is_enough(version, "cuda12")):
+        return ok("driver", f"{told}.", version=version)
+    wanted = build or "cuda12"
+    if is_enough(version, wanted):
+        return failure("driver", f"{told}, and MLX finds no GPU.", "See nvidia-smi and CUDA_VISIBLE_DEVICES.")
+    advice = [f"Install a driver from {WANTED[wanted]} on."]
+    advice += [f"Or take MLX for CUDA 12: {cuda_command()}"] if is_enough(version, "cuda12") else []
+    told += f", and MLX for CUDA {wanted[-2:]} wants {WANTED[wanted]} or newer."
+    return (failure if build else warning)("driver", told, *advice, version=version)
 
 
 def _versions() -> Finding:

@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jackfield.errors import ConfigurationError
 from jackfield.models.memory import host_memory
+from jackfield.models.nvidia import cuda_command, has_nvidia, installed_build
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -67,7 +67,7 @@ def load_blas() -> Blas:
     chosen = os.environ.get("JACKFIELD_BLAS", "")
     if sys.platform == "darwin":
         return ACCELERATE
-    if chosen == "reference" or (mlx_has_cuda() and has_nvidia()):
+    if chosen == "reference" or (installed_build() and has_nvidia()):
         return REFERENCE
     if "mlx.core" in sys.modules:
         logger.warning("mlx.core was imported before a BLAS was loaded: matrix products will be slow")
@@ -115,17 +115,6 @@ def mkl_files() -> Iterator[Path]:
     except importlib.metadata.PackageNotFoundError:
         return
     yield from (Path(str(file.locate())).resolve() for file in files if file.name.startswith("libmkl_rt.so"))
-
-
-def has_nvidia() -> bool:
-    """Whether an NVIDIA GPU can be seen from here (device node, or WSL's ``nvidia-smi``)."""
-    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-
-
-def mlx_has_cuda() -> bool:
-    """Whether the installed MLX is one of its CUDA builds."""
-    names = (distribution.metadata["Name"] for distribution in importlib.metadata.distributions())
-    return any(name and name.replace("_", "-").startswith("mlx-cuda") for name in names)
 
 
 def import_mlx_lm() -> None:
@@ -187,7 +176,9 @@ def describe(device: Device, dtype: str) -> str:
 
 def _advice(blas: Blas) -> str:
     """What would make a CPU faster; empty if nothing would."""
-    if has_nvidia() and not mlx_has_cuda():
+    if has_nvidia() and installed_build():
+        return "An NVIDIA GPU is there that MLX does not use: see what jackfield doctor says of its driver"
+    if has_nvidia():
         return f"An NVIDIA GPU is there but MLX is its CPU build; to use the GPU: {cuda_command()}"
     if blas.fast:
         return ""
@@ -197,12 +188,3 @@ def _advice(blas: Blas) -> str:
         else "apt install libopenblas0-pthread"
     )
     return f"This BLAS is slow: prompts take about 15 times longer than with {command}"
-
-
-def cuda_command() -> str:
-    """The shell line that replaces MLX's CPU build by the CUDA one.
-
-    Both wheels own ``mlx/lib/libmlx.so``: the CPU build has to go first, or whichever was installed last wins.
-    """
-    pip = f"{Path(sys.executable).name} -m pip"
-    return f"{pip} uninstall -y mlx-cpu && {pip} install 'mlx[cuda13]=={importlib.metadata.version('mlx')}'"
