@@ -5,8 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from jackfield.hooks.discovery import given
 from jackfield.models.device import Device
 from jackfield.security.key import Key, digest
 from jackfield.security.key_file import change
+from jackfield.testing import serving
 from serving import Server
 
 
@@ -83,6 +87,36 @@ def test_where_nobody_listens() -> None:
     assert finding["check"] == "server"
     assert "cannot be reached" in finding["told"]
     assert finding["advice"]
+
+
+def test_what_is_no_such_server(tmp_path: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        found = doctor(f"http://127.0.0.1:{other.server_port}", status=4)["checks"]
+        other.shutdown()
+        thread.join()
+    assert [(one["check"], one["verdict"]) for one in found] == [("server", "failure")]
+    assert "/v1/models with 404" in found[0]["told"]
+    assert found[0]["advice"]
+
+
+def test_a_model_that_cannot_answer_is_told_once(jackfield_tokenizer: Path) -> None:
+    upstreams, models = {"gone": {"url": "http://127.0.0.1:1/v1"}}, {"far": {"route": ["gone"]}}
+    with serving(jackfield_tokenizer, upstreams=upstreams, models=models) as started:
+        found = doctor(started.url, "--ask", "far", status=4)["checks"]
+    assert [(one["check"], one["verdict"]) for one in found] == [("server", "ok"), ("model", "failure")]
+    assert "gone" in found[1]["told"]
+    assert found[1]["advice"]
+
+
+def test_nothing_is_said_of_programs_that_it_does_not_need() -> None:
+    command = [sys.executable, "-m", "jackfield", "doctor", "http://127.0.0.1:1"]
+    # mlx-lm, which these tests have imported, keeps transformers from speaking.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFORMERS_")}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stderr) == (4, "")
 
 
 def test_a_model_that_is_not_there(tiny_server: Server) -> None:

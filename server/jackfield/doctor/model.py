@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jackfield.doctor.finding import Finding, failure, ok, skipped, warning
+from jackfield.doctor.samples import TEXTS
 from jackfield.errors import JackfieldError
 from jackfield.models.fim import fill_in_the_middle
 from jackfield.models.tokenizer import Tokenizer
@@ -11,13 +12,6 @@ from jackfield.prompt import chat_text
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.tools.formats import format_of, knows_tools
 
-# Nothing decomposed: Qwen's tokenizers compose it (NFC), as they should.
-TEXTS = (
-    "def add(a, b):\n    return a + b\n",
-    "\tTabs,  two spaces, and no newline at the end",
-    "Grüße, 你好, 🙂👩‍👩‍👧",
-    "<html>&amp;</html> {{ braces }} \\n 100 % $PATH",
-)
 WORDS = ("Tell the doctor.", "A question to see.", "An answer before.")
 TOOL = {"type": "function", "function": {"name": "see_doctor", "parameters": {"type": "object", "properties": {}}}}
 

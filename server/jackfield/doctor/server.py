@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
-from jackfield.doctor.model import TEXTS
+from jackfield.doctor.samples import TEXTS
 from jackfield.doctor.visit import Visit
 
 STORY = "Once upon a time, in a small village by the sea, there lived an old clockmaker. "
@@ -34,10 +34,11 @@ SECONDS_TO_STOP = 20.0
 
 def server_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Finding]:
     """All of them; ``bandwidth`` is what the server's device reads in a second, in bytes, if that is known."""
-    found = [*careful("server", lambda: _reached(visit))]
-    yield from found
-    if found[-1].verdict == "failure":
-        return
+    for name, check in FIRST:
+        found = [*careful(name, lambda check=check: check(visit))]  # type: ignore[misc]
+        yield from found
+        if found[-1].verdict == "failure":
+            return
     for name, check in CHECKS:
         yield from careful(name, lambda check=check: check(visit))  # type: ignore[misc]
     yield from careful("speed", lambda: _speed(visit, bandwidth))
@@ -47,18 +48,25 @@ def _reached(visit: Visit) -> Iterator[Finding]:
     started = time.perf_counter()
     visit.get("/health")
     seconds = time.perf_counter() - started
-    yield ok("server", f"{visit.url} answers, in {seconds * 1000:.1f} ms.", seconds=seconds)
     response = visit.get("/v1/models")
     if response.status_code in (401, 403):
         advice = "Give a key with the scope 'inference' in the environment: JACKFIELD_API_KEY"
         yield failure("key", f"The server wants a key, and answered {response.status_code}.", advice)
-        return
-    models = response.json()["data"]
-    ids = [model["id"] for model in models]
+    elif response.status_code != 200:
+        told = f"{visit.url} is something else: it answers /v1/models with {response.status_code}."
+        yield failure("server", told, "See where the server listens: jackfield serve says so.")
+    else:
+        yield ok("server", f"{visit.url} answers, in {seconds * 1000:.1f} ms.", seconds=seconds)
+
+
+def _model(visit: Visit) -> Iterator[Finding]:
+    ids = [model["id"] for model in visit.get("/v1/models").json()["data"]]
     visit.model = visit.model or ids[0]
     if visit.model not in ids and visit.get(f"/v1/models/{visit.model}").status_code != 200:
         yield failure("model", f"There is no {visit.model} here.", f"Take one of: {', '.join(ids)}.")
         return
+    # One that cannot be loaded would fail at everything that follows.
+    visit.completion("Hi", max_tokens=1)
     yield ok("model", f"{visit.model}, of {len(ids)}: {', '.join(ids)}.")
 
 
@@ -244,6 +252,8 @@ def _short(text: str) -> str:
     return repr(shown if len(shown) <= 60 else f"{shown[:59]}…")
 
 
+FIRST = (("server", _reached), ("model", _model))
+"""Where one of these fails, the others would, too."""
 CHECKS = (
     ("ready", _ready),
     ("tokens", _tokens),
@@ -257,4 +267,4 @@ CHECKS = (
     ("errors", _errors),
     ("company", _company),
 )
-"""All but the first and the last."""
+"""All but these and the last."""
