@@ -82,8 +82,9 @@ def test_at_length(tiny_server: Server) -> None:
 def test_where_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        (finding,) = doctor(url, status=4)["checks"]
+        place = f"127.0.0.1:{unused.getsockname()[1]}"
+        (finding,) = doctor(f"http://{place}", status=4)["checks"]
+        assert doctor(place, status=4)["url"] == f"http://{place}"
     assert finding["check"] == "server"
     assert "cannot be reached" in finding["told"]
     assert finding["advice"]

@@ -73,6 +73,9 @@ def test_qwen_coder_32b_at_4_bits_on_48_gb() -> None:
 def test_qwen_coder_32b_with_32k_in_25_gb_wants_a_cache_of_8_bits() -> None:
     assert not coder(25 * GB).fits
     assert "kv_bits = 8" in coder(25 * GB).advice[0]
+    tight = coder(int(19.3 * GB))
+    assert 0 < tight.context_that_fits < 2048
+    assert not any("context_length" in line for line in tight.advice), "nobody can use that"
     assert coder(25 * GB, kv_bits=8).fits
     assert coder(25 * GB, kv_bits=8).token_bytes == 262_144 * (8 + 32 / 64) / 16
 

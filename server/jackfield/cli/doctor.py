@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 DOES_NOT_FIT = 3
 FAILED = 4
 """Exit statuses."""
+
+PLACE = re.compile(r"([\w.-]+|\[[\da-f:]+\]):\d+(/v1)?/?", re.ASCII | re.IGNORECASE)
+"""A host and a port."""
 
 KEY = "JACKFIELD_API_KEY"
 """The variable that holds the key for a server that wants one: arguments can be seen by others."""
@@ -79,7 +83,7 @@ def doctor(  # noqa: PLR0917 - options
 
     URL is a server, which is asked as its clients would ask it. A key for it is taken from JACKFIELD_API_KEY.
     """
-    url = model if model and model.startswith(("http://", "https://")) else None
+    url = _url(model or "")
     found = configuration.read(flags if url else {**flags, "model": model}, config)
     if real or url:
         settings = found.settings
@@ -88,6 +92,13 @@ def doctor(  # noqa: PLR0917 - options
         # Memory modules have powers of two: what is sold as 48GB is 48GiB.
         machine = parse_size(memory, binary=True) if memory else None
         _diagnose(found, machine, cast("DeviceKind | None", device), as_json=as_json)
+
+
+def _url(name: str) -> str | None:
+    """A server's address, also without ``http://``; None if it is a model's name."""
+    if name.startswith(("http://", "https://")):
+        return name
+    return f"http://{name}" if PLACE.fullmatch(name) and not Path(name).exists() else None
 
 
 def _diagnose(found: Configuration, machine: int | None, device: "DeviceKind | None", *, as_json: bool) -> None:

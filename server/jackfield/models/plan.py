@@ -23,6 +23,8 @@ KV_BITS: tuple[KVBits, ...] = (8, 4)
 
 CONTEXT_STEP = LENGTH_STEP
 """Contexts that are proposed are multiples of this."""
+SHORTEST_SHARE = 16
+"""A context of less than one part in so many of what the model was made for is no advice."""
 SLABS = SlabSizes()
 """In what the rows of the batch lie."""
 PREFIX_CACHE_SHARE = 6
@@ -255,7 +257,7 @@ def _advice(plan: MemoryPlan) -> Iterator[str]:
         return
     if (enough := next((other for other in smaller if other.fits), None)) is not None:
         yield f"Set kv_bits = {enough.kv_bits}: the context of {plan.context_length:,} tokens fits then."
-    if plan.context_that_fits:
+    if plan.context_that_fits * SHORTEST_SHARE >= plan.context_length:
         yield f"Set context_length = {plan.context_that_fits}."
 
 
