@@ -67,6 +67,7 @@ def server(jackfield_tokenizer: Path, faulty: FaultyUpstream, second: JackfieldS
         "llama": {"route": ["llama"]},
         "safe": {"route": [{"backend": "faulty"}, {"backend": "second", "model": "scripted"}]},
         "broken": {"route": ["weak"]},
+        "lost": {"route": ["gone"]},
         "gone": {"route": ["gone", {"backend": "second", "model": "scripted"}]},
         "picky": {
             "route": [
@@ -573,6 +574,12 @@ def test_whoever_cannot_be_reached_is_passed_over(server: JackfieldServer, secon
     second.says("Here.")
     reply = server.chat("Hi", model="gone", jackfield=True)
     assert attempts(reply.json) == [("gone", "failed", "upstream_error"), ("second", "answered", None)]
+
+
+def test_where_nobody_listens_is_said_with_what_to_look_at(server: JackfieldServer) -> None:
+    error = server.chat("Hi", model="lost").json["error"]
+    assert (error["code"], error["message"]) == ("upstream_error", "Upstream gone failed: it cannot be reached.")
+    assert "upstreams.gone.url" in error["suggestions"][0]
 
 
 def test_a_clients_mistake_is_nobodys_to_mend(server: JackfieldServer, faulty: FaultyUpstream) -> None:

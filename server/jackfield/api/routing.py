@@ -124,7 +124,7 @@ class _Way:
         if upstream is None:
             return self._host.standing(step.backend, self._exchange.info)
         breaker = upstream.breaker
-        return Standing(breaker.state == "closed", breaker.lets_through, queue=upstream.waiting)
+        return Standing(breaker.is_well, breaker.lets_through, queue=upstream.waiting)
 
     def _own_standing(self) -> Standing:
         served, profile = self._entry.served, self._entry.profile

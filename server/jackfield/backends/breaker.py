@@ -54,6 +54,11 @@ class Breaker:
         return self.state == "closed" or (self.state == "half_open" and self._probe is None)
 
     @property
+    def is_well(self) -> bool:
+        """Whether it is closed, or nothing has failed for a whole window: somebody has to find out about it."""
+        return self._opens_at is None or self._clock() - self._failures[-1] > self._window
+
+    @property
     def seconds(self) -> float:
         """Until somebody may try again."""
         return 0.0 if self._opens_at is None else max(0.0, self._opens_at - self._clock())

@@ -146,8 +146,19 @@ class Upstream:
                 yield response
         except httpx2.ConnectTimeout:
             raise self.late(self.settings.connect_seconds) from None
+        except httpx2.ConnectError:
+            raise self._unreachable() from None
         except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise self.nonsense(_in_words(error)) from None
+            raise self.nonsense(f"the connection broke ({type(error).__name__})") from None
+
+    def _unreachable(self) -> UpstreamError:
+        return UpstreamError(
+            f"Upstream {self.name} failed: it cannot be reached.",
+            suggestions=(
+                f"See that a server runs at upstreams.{self.name}.url, and can be reached from here.",
+                "Send the request again when it does.",
+            ),
+        )
 
     def _at(self, path: str) -> str:
         base = self.settings.url
@@ -197,12 +208,6 @@ async def _read_to_the_end(events: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(LINGER_SECONDS):
             async for _ in events:
                 pass
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, httpx2.ConnectError):
-        return "it cannot be reached"
-    return f"the connection broke ({type(error).__name__})"
 
 
 async def _events(pieces: AsyncIterator[bytes], nonsense: Any) -> AsyncIterator[bytes]:

@@ -80,7 +80,8 @@ class RouteStep(BaseModel):
     model: str | None = None
     """What the upstream calls the model; by default what it is called here."""
     ready: bool = False
-    """Only when it could answer at once: a model in memory, an upstream that has not failed of late."""
+    """Only when it could answer at once: a model in memory, an upstream whose circuit is closed, or that has had no
+    failure for ``window_seconds``."""
     max_queue: Annotated[int, Field(ge=0)] | None = None
     """Only when no more requests than that wait there for their first token."""
     context_length: Annotated[int, Field(ge=16)] | None = None
