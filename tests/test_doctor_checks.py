@@ -335,7 +335,7 @@ def changed(tiny_model: Path, tmp_path: Path) -> Callable[..., dict[str, Finding
 def test_a_model_that_is_in_order(changed: Callable[..., dict[str, Finding]]) -> None:
     found = changed()
     assert {name: one.verdict for name, one in found.items()} == dict.fromkeys(
-        ("tokenizer", "end of answers", "chat template", "tool calls", "fill in the middle"), "ok"
+        ("tokenizer", "end of answers", "special tokens", "chat template", "tool calls", "fill in the middle"), "ok"
     )
     assert "hermes" in found["tool calls"].told
 
@@ -352,6 +352,7 @@ BEGINS = "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
     [
         ({"chat_template": None}, "chat template", "warning"),
         ({"chat_template": None}, "tool calls", "skipped"),
+        ({"chat_template": "<|turn|>{{ messages[0].content }}" + BEGINS}, "special tokens", "failure"),
         ({"chat_template": "{{ messages[-1].content }}" + BEGINS}, "chat template", "failure"),
         ({"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}, "chat template", "warning"),
         ({"chat_template": "{{ messages[0].content }}{# tool #}" + BEGINS}, "tool calls", "failure"),

@@ -1,5 +1,6 @@
 """A model's files: its chat template, how it calls tools, and whether its tokens come back as they went in."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.tools.formats import format_of, knows_tools
 
 WORDS = ("Tell the doctor.", "A question to see.", "An answer before.")
+MARK = re.compile(r"<\|[^|<>\s]+\|>")
+"""What templates put between messages, as nearly all models have it."""
 TOOL = {"type": "function", "function": {"name": "see_doctor", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -23,6 +26,7 @@ def model_checks(folder: Path | None) -> Iterator[Finding]:
         return
     tokenizer = Tokenizer(folder)
     yield _round_trips(tokenizer)
+    yield _ends(tokenizer)
     yield _special_tokens(tokenizer)
     yield _template(tokenizer)
     yield _tools(tokenizer)
@@ -37,7 +41,7 @@ def _round_trips(tokenizer: Tokenizer) -> Finding:
     return ok("tokenizer", "Code, spaces, accents and emoji come back as they went in.")
 
 
-def _special_tokens(tokenizer: Tokenizer) -> Finding:
+def _ends(tokenizer: Tokenizer) -> Finding:
     ends = sorted(tokenizer.end_tokens)
     if not ends:
         advice = "Add eos_token_id to generation_config.json, as the original model has it."
@@ -57,17 +61,40 @@ def _special_tokens(tokenizer: Tokenizer) -> Finding:
     return ok("end of answers", f"{', '.join(written)}: one token each, which no text shows.")
 
 
+def _special_tokens(tokenizer: Tokenizer) -> Finding:
+    """Those of the vocabulary, and what looks like one in a conversation."""
+    written = MARK.findall(chat_text(_conversation(), tokenizer)) if tokenizer.template else []
+    texts = dict.fromkeys((*written, *tokenizer.special_tokens))
+    split = [text for text in texts if not _comes_back(text, tokenizer)]
+    if missing := next((text for text in split if text in written), None):
+        told = f"The chat template writes {missing!r}, which the tokenizer does not know as one token."
+        return failure("special tokens", told, "Take template and tokenizer.json of the same model.")
+    if split:
+        told = f"{len(split)} of {len(texts)} do not come back as they went in, for example {split[0]!r}."
+        return warning("special tokens", told, "Compare tokenizer.json with the original model's.")
+    return ok("special tokens", f"{len(texts)} come back as they went in, each as one token.", count=len(texts))
+
+
+def _comes_back(text: str, tokenizer: Tokenizer) -> bool:
+    token = tokenizer.token(text)
+    tokens = tokenizer.encode(text, special=False)
+    return tokens == [token] and tokenizer.decode(tokens, special=True) == text
+
+
+def _conversation() -> ChatCompletionRequest:
+    roles = ("system", "user", "assistant", "user")
+    return _asked([{"role": role, "content": WORDS[min(index, 2)]} for index, role in enumerate(roles)])
+
+
 def _template(tokenizer: Tokenizer) -> Finding:
     if not tokenizer.template:
         advice = "Take the model's chat version, or use /v1/completions."
         return warning("chat template", "There is none, so /v1/chat/completions is not served.", advice)
-    roles = ("system", "user", "assistant", "user")
-    messages = [{"role": role, "content": WORDS[min(index, 2)]} for index, role in enumerate(roles)]
-    text = chat_text(_asked(messages), tokenizer)
+    text = chat_text(_conversation(), tokenizer)
     missing = [words for words in WORDS if words not in text]
     if missing:
         return failure("chat template", f"It drops messages: {missing[0]!r} is lost.", "Take the original template.")
-    if text == chat_text(_asked(messages), tokenizer, begins_answer=False):
+    if text == chat_text(_conversation(), tokenizer, begins_answer=False):
         told = "It does not begin the answer when it is asked to, so the model may speak for the user."
         return warning("chat template", told, "Take the template of the original model.")
     return ok("chat template", "It shows system, user and assistant, and begins the answer.")

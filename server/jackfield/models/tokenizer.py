@@ -135,6 +135,11 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return token if token is not None and token in added and added[token].special else None
 
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """As they are written: tokens that leave no trace in decoded text."""
+        return tuple(added.content for added in self._backend.get_added_tokens_decoder().values() if added.special)
+
     def added_token(self, text: str) -> int | None:
         """The id of a token that was added to the vocabulary as ``text``, special or not."""
         return self._added.get(text)
