@@ -29,6 +29,8 @@ class FakeHub:
     """File -> bytes after which the connection breaks, every time."""
     ends_at: dict[str, int] = field(default_factory=dict)
     """File -> the byte that nobody gets beyond, however often they ask."""
+    pauses: dict[str, threading.Event] = field(default_factory=dict)
+    """File -> what is waited for in its middle."""
     tags: tuple[str, ...] = ()
     """Of all repositories."""
     elsewhere: str = ""
@@ -124,7 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.downloads.append(f"{name}@{start}")
         self.hub.authorizations.add(self.headers.get("Authorization"))
         limit = min(self.hub.cut_after.get(name, len(data)), max(0, self.hub.ends_at.get(name, len(data)) - start))
-        self.wfile.write(data[start : start + limit])
+        middle = start + limit // 2
+        self.wfile.write(data[start:middle])
+        if pause := self.hub.pauses.get(name):
+            pause.wait()
+        self.wfile.write(data[middle : start + limit])
         if start + limit < len(data):
             self.close_connection = True
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 from openai import APIStatusError, OpenAI
 
+import hub_server
 from model_fixtures import random_weights, write_model
 from serving import Server, serve
 
@@ -241,3 +243,35 @@ def test_a_small_one_passes_one_that_waits_for_room(client: OpenAI, server: Serv
     stream.close()
     thread.join(60)
     assert states(server)["second"] == "ready"
+
+
+def test_a_download_is_shown_while_others_answer(tiny_model: Path, tmp_path: Path) -> None:
+    middle = threading.Event()
+    files = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    lines = ('model = "near"', "[models.near]", f'source = "{tiny_model}"', "[models.far]", 'source = "acme/far"')
+    (tmp_path / "jackfield.toml").write_text("\n".join(lines))
+    places = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "hf" / "hub")}
+    hub = hub_server.FakeHub({"acme/far": files}, pauses={"model.safetensors": middle})
+    with (
+        hub_server.serve(hub),
+        serve("near", "--config", str(tmp_path / "jackfield.toml"), HF_ENDPOINT=hub.url, **places) as server,
+        OpenAI(base_url=server.api, api_key="none", max_retries=0) as client,
+    ):
+        try:
+            assert states(server)["far"] == "unloaded"
+            answers: list[tuple[str, str]] = []
+            thread = threading.Thread(target=lambda: answers.append(says(client, "far")))
+            thread.start()
+            end = time.monotonic() + 60
+            while not 0 < reports(server)["far"]["jackfield"].get("progress", 0) < 1:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert states(server) == {"near": "ready", "far": "loading"}
+            near = says(client, "near")
+            assert states(server)["far"] == "loading"
+        finally:
+            middle.set()
+        thread.join(60)
+        assert answers == [("far", near[1])]
+        assert states(server) == {"near": "ready", "far": "ready"}
+        assert "progress" not in reports(server)["far"]["jackfield"]
