@@ -376,7 +376,7 @@ def test_a_template_with_a_fault(
 
 def test_this_machine(device: Device, tmp_path: Path) -> None:
     found = {one.check: one for one in machine.machine_checks(device, tmp_path / "not" / "yet" / "there")}
-    assert list(found) == ["device", "driver", "versions", "speed", "memory", "disk"]
+    assert list(found) == ["device", "driver", "versions", "speed", "memory", "disk", "hub cache"]
     assert not failed(found.values())
     assert all(figure > 0 for figure in found["speed"].figures.values())  # type: ignore[operator]
 
@@ -386,9 +386,10 @@ def test_a_disk_that_cannot_be_written(device: Device, tmp_path: Path, monkeypat
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
-    finding = machine._disk(tmp_path)
-    assert finding.verdict == "failure"
-    assert "JACKFIELD_CACHE_DIR" in finding.advice[0]
+    for setting in ("JACKFIELD_CACHE_DIR", "HF_HOME"):
+        finding = machine._disk("disk", tmp_path, "Models lie", setting)
+        assert finding.verdict == "failure"
+        assert setting in finding.advice[0]
 
 
 def test_a_port_in_use() -> None:

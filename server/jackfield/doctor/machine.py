@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from jackfield.doctor.finding import Finding, failure, ok, skipped, warning
 from jackfield.models.device import Device, describe
@@ -35,7 +36,8 @@ def machine_checks(device: Device, cache: Path) -> Iterator[Finding]:
     yield _versions()
     yield _speed(device)
     yield _memory()
-    yield _disk(cache)
+    yield _disk("disk", cache, "What Jackfield makes lies", "JACKFIELD_CACHE_DIR")
+    yield _disk("hub cache", Path(HF_HUB_CACHE), "Models of the Hub lie", "HF_HOME")
 
 
 def _device(device: Device) -> Finding:
@@ -129,20 +131,20 @@ def _memory() -> Finding:
     return ok("memory", told, **figures)
 
 
-def _disk(cache: Path) -> Finding:
-    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+def _disk(check: str, folder: Path, what: str, setting: str) -> Finding:
+    place = next(one for one in (folder, *folder.parents) if one.exists())
     free = shutil.disk_usage(place).free
-    told = f"Models lie in {cache}; {gigabytes(free)} are free there."
+    told = f"{what} in {folder}; {gigabytes(free)} are free there."
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         return failure(
-            "disk",
+            check,
             f"Nothing can be written to {place}: {os.strerror(error.errno or 0)}.",
-            "Set JACKFIELD_CACHE_DIR to a folder that you may write to.",
+            f"Set {setting} to a folder that you may write to.",
             free_bytes=free,
         )
     if free < LITTLE_DISK:
-        return warning("disk", told, "Free some space, or set JACKFIELD_CACHE_DIR to another disk.", free_bytes=free)
-    return ok("disk", told, free_bytes=free)
+        return warning(check, told, f"Free some space, or set {setting} to another disk.", free_bytes=free)
+    return ok(check, told, free_bytes=free)
