@@ -70,9 +70,12 @@ def state(server: JackfieldServer, upstream: str) -> str:
     return line.split('state="')[1].partition('"')[0]
 
 
-def test_who_has_a_queue_is_passed_over(server: JackfieldServer) -> None:
+def test_who_has_a_queue_is_passed_over(server: JackfieldServer, caplog: pytest.LogCaptureFixture) -> None:
     server.engine.statistics.waiting = 2
-    reply = server.chat("Hi", jackfield=True)
+    with caplog.at_level("INFO", "jackfield.api.routing"):
+        reply = server.chat("Hi", jackfield=True)
+    logged = [(one.getMessage(), vars(one)["request_id"]) for one in caplog.records if "routing" in one.name]
+    assert logged == [("scripted: mlx is left out: queue", reply.request_id)]
     assert tried(reply) == [("mlx", "skipped", "queue"), ("busy", "answered", None)]
     assert reply.extension["backend"] == "busy"
     skipped = 'backend="mlx",model_name="scripted",outcome="skipped",reason="queue"'

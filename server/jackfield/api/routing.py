@@ -75,6 +75,7 @@ class _Way:
         trail = onward(self._request.headers.get(TRAIL, ""), self._host.id)
         for step in route:
             if (reason := obstacle(step, self._wants, self._standing(step))) is not None:
+                self._log(f"{step.backend} is left out: {reason}")
                 self._tell(step.backend, "skipped", reason)
                 continue
             self._tell_choice(step)
@@ -83,13 +84,16 @@ class _Way:
             except JackfieldError as error:
                 if not _is_worth_another_try(error):
                     raise
-                logger.info("%s: %s could not answer: %s", self._entry.id, step.backend, error.message)
+                self._log(f"{step.backend} could not answer: {error.message}")
                 self._tell(step.backend, "failed", error.error_code or error.type)
                 self._failure = error
             else:
                 self._tell(step.backend, "answered", None)
                 return found
         raise self._failure or self._nobody()
+
+    def _log(self, what: str) -> None:
+        logger.info("%s: %s", self._entry.id, what, extra={"request_id": self._exchange.info.id})
 
     def _tell(self, backend: str, outcome: Outcome, reason: str | None) -> None:
         self._exchange.tried(backend, outcome, reason)
