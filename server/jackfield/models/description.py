@@ -20,7 +20,7 @@ from jackfield.models.hub_gguf import HubGGUF, converted, downloaded, preview
 from jackfield.models.sources import resolve
 from jackfield.models.starter import Starter
 
-STARTER_DISK_BYTES = 2 * (starter.WHEEL_BYTES + starter.GGUF_BYTES)
+STARTER_DISK_BYTES = 2 * (starter.WHEEL.nbytes + starter.GGUF_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
