@@ -52,21 +52,16 @@ def follow(
         tell(f"Rank {rank.number} ends: {reason}.")
         end_process(AGAIN)
 
-    _end_with_leader(settings.drain_seconds)
+    closing = threading.Event()
+    _end_with_leader(settings.drain_seconds, closing)
     watch_parent(lambda: lost("nobody looks after it"))
-
-    def ended() -> None:
-        # It may wait for the others in MLX, and not hear of it.
-        late = threading.Timer(LATE_SECONDS, end_process, [0])
-        late.daemon = True
-        late.start()
-
-    follower = Follower(rank, lost, ended)
+    # It may wait for the others in MLX, and not hear that the leader has ended.
+    follower = Follower(rank, lost, lambda: _end_after(LATE_SECONDS, closing))
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            _work(follower, SchedulerLoader(own, folder, tell, hooks.engine, member=follower))
+            _work(follower, SchedulerLoader(own, folder, tell, hooks.engine, member=follower), closing)
         except BaseException as error:  # also the panics of extensions written in Rust
             failures.append(error)
 
@@ -89,9 +84,9 @@ def _told(failure: BaseException) -> int:
     return 1
 
 
-def _work(follower: Follower, load: SchedulerLoader) -> None:
+def _work(follower: Follower, load: SchedulerLoader, closing: threading.Event) -> None:
     try:
-        scheduler = load()
+        scheduler = cast(FollowingScheduler, load())
     except JackfieldError as error:
         follower.failed(error.message)
         raise
@@ -99,21 +94,28 @@ def _work(follower: Follower, load: SchedulerLoader) -> None:
         # MLX says so when another process has died meanwhile, or memory was short.
         raise GroupLostError(f"{follower.rank} could not load its part: {error}.") from error
     try:
-        cast(FollowingScheduler, scheduler).follow()
+        scheduler.follow()
+        closing.set()
+        scheduler.close()
     except Exception:
         logger.exception("%s cannot go on.", follower.rank)
         end_process(AGAIN)
 
 
-def _end_with_leader(seconds: float) -> None:
+def _end_after(seconds: float, closing: threading.Event) -> None:
+    """End the process in so many seconds, unless it is ``closing``: then its prefix cache is being written to disk."""
+    late = threading.Timer(seconds, lambda: closing.is_set() or end_process(0))
+    late.daemon = True
+    late.start()
+
+
+def _end_with_leader(seconds: float, closing: threading.Event) -> None:
     """A signal ends a follower when its leader has had the time to end; a second one at once."""
 
     def end(number: int, frame: FrameType | None) -> None:
         for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(one, signal.SIG_DFL)
-        late = threading.Timer(seconds + LATE_SECONDS, end_process, [0])
-        late.daemon = True
-        late.start()
+        _end_after(seconds + LATE_SECONDS, closing)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)

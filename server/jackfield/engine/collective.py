@@ -26,6 +26,14 @@ class Collective:
         shared: mx.array = mx.distributed.all_sum(own, group=self.group)
         return shared
 
+    def least(self, number: int) -> int:
+        """The least of everybody's numbers, each from 0 on; waits for everybody."""
+        # As a sum, since NCCL has nothing else.
+        own = mx.array([number if rank == self.rank else 0 for rank in range(self.size)], dtype=mx.int32)
+        numbers = cast(list[int], mx.distributed.all_sum(own, group=self.group).tolist())
+        # When somebody dies meanwhile, what comes may be anything.
+        return max(0, min(number, *numbers))
+
     def text_from_leader(self, text: str = "") -> str:
         """What the leader says, who alone need give a ``text``; waits for everybody."""
         data = text.encode()

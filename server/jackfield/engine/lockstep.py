@@ -229,11 +229,10 @@ class FollowingScheduler(Scheduler):
         return FollowingBatch(self.runner, self.collective, self.hear)
 
     def follow(self) -> None:
-        """Do what the leader tells, until it closes."""
+        """Do what the leader tells, until it closes; closing this one as well is left to the caller."""
         for message in iter(self.hear, {"close": True}):
             self._moment.now, self._moment.free = message.pop("now"), message.pop("free")
             self._do(message)
-        self.close()
 
     def _do(self, message: Message) -> None:
         match message:

@@ -2,6 +2,10 @@
 
 What is in memory is copied at once, what is on disk in portions, so that a long prefix is never held twice. Everything
 here runs on the engine thread.
+
+In a group each process has a disk of its own, with its own part of the blocks. What depends on that disk, or on how long
+it takes, is agreed upon (``PrefixCache.least``) before anything is decided by it: all use what the one with the least
+can. A file that passes its checksum fits, since it is what the same process has written.
 """
 
 import logging
@@ -72,7 +76,8 @@ class Lookup:
     def _plan(self) -> None:
         """Decide what to take."""
         cache, links = self._cache, self._links
-        self._known = next((n for n, link in enumerate(links) if not self._has(("kv", link.digest))), len(links))
+        own = next((n for n, link in enumerate(links) if not self._has(("kv", link.digest))), len(links))
+        self._known = self._agreed(own)
         most = self._known if self._joint is None else min(self._known, self._joint.count)
         self._usable = self._last_snapshot(most) if cache.stateful else most
         self._keys = keys_of(links[: self._usable], cache.stateful)
@@ -80,8 +85,20 @@ class Lookup:
         cache.touch([*self._keys, *keys_of(links[self._usable : self._known], False)])
 
     def _last_snapshot(self, most: int) -> int:
+        while most and (last := self._agreed(self._own_last_snapshot(most))) < most:
+            # Who has this one may be others than those who have not the one before.
+            most = last
+        return most
+
+    def _own_last_snapshot(self, most: int) -> int:
         links = self._links
         return next((n for n in range(most, 0, -1) if self._has(("state", links[n - 1].digest))), 0)
+
+    def _agreed(self, count: int) -> int:
+        """How many blocks all processes have; ``count`` is how many this one has."""
+        agreed = self._cache.least(count) if self._links else count
+        self._lost = self._lost or agreed < count
+        return agreed
 
     def _has(self, key: Key) -> bool:
         return key in self._taken or self._cache.find(key) is not None or self._readable(key)
@@ -110,7 +127,7 @@ class Lookup:
         """Whether everything is here; if it is not, goes on with it as far as nobody has to wait.
 
         When a file turns out to be gone or bad, what is left is taken. Gives up by itself when the disk does not
-        answer.
+        answer. In a group all have to ask, and get the same answer.
         """
         while not self._complete and self._goes_on():
             pass
@@ -123,32 +140,37 @@ class Lookup:
 
     def _goes_on(self) -> bool:
         """Take what is here, and ask for what is on disk; False when that has to be waited for."""
-        reading = self._reading
-        if reading is not None and not reading.done.is_set():
-            return self._is_late(reading)
-        if reading is not None:
-            self._collect(reading)
-        else:
+        if self._reading is None:
             self._take({})
+        elif here := self._cache.least(self._here(self._reading)):
+            self._collect(self._reading, here - 1)
+        else:
+            return False
         return self._complete or self._ask()
+
+    def _here(self, reading: Reading) -> int:
+        """0 while more is worth waiting for, then one more than the blocks that have been read."""
+        if not reading.done.is_set() and not self._is_late(reading):
+            return 0
+        return len(reading.records) + 1
 
     def _is_late(self, reading: Reading) -> bool:
         if self._cache.disk is None or not self._cache.disk.late(reading):
             return False
-        logger.warning("The prefix cache on disk does not answer in time; a prompt is computed instead.")
-        self.give_up()
+        if not self._gave_up:
+            logger.warning("The prefix cache on disk does not answer in time; a prompt is computed instead.")
+        self._gave_up = True
         return True
 
-    def _collect(self, reading: Reading) -> None:
-        """Take what has been read."""
-        self._reading = None
-        # Its thread may still be adding to it.
-        records = list(reading.records)
-        self._take({record.key: record for record in records})
+    def _collect(self, reading: Reading, count: int) -> None:
+        """Take so many blocks of what has been read, and no more of it."""
+        self._reading, reading.cancelled = None, True
+        self._take({record.key: record for record in reading.records[:count]})
         self._end_reading()
-        if len(records) < len(reading.keys):
+        if count < len(reading.keys):
             self._damaged |= reading.damaged
-            self._unreadable.add(reading.keys[len(records)])
+            self._lost |= count < len(reading.records)
+            self._unreadable.add(reading.keys[count])
             self._plan()
 
     def _take(self, records: dict[Key, Record]) -> None:
@@ -160,7 +182,7 @@ class Lookup:
                 else:
                     self._joint = self._joint or Joint(self._usable)
                     self._joint.put([block.piece for block in blocks])
-                    self._block_bytes = blocks[0].nbytes
+                    self._block_bytes = self._cache.size(blocks[0])
                 self._taken.update(block.key for block in blocks)
         except (LookupError, TypeError, ValueError) as error:
             self._failure = error
@@ -186,8 +208,8 @@ class Lookup:
 
     def _ask(self) -> bool:
         """Have the next portion read; False when it is not its turn yet."""
-        count = max(1, PORTION_BYTES // self._block_bytes)
-        portion = list(takewhile(self._readable, self._wanted(count)))
+        wanted = self._wanted(max(1, PORTION_BYTES // self._block_bytes))
+        portion = wanted[: self._agreed(len(list(takewhile(self._readable, wanted))))]
         disk = self._cache.disk
         if disk is None or not portion:
             # It was there, and has had to go or cannot be read now.
@@ -201,23 +223,32 @@ class Lookup:
 
     def _has_waited(self) -> bool:
         """Give up when others have kept the disk busy for too long; tells whether it has."""
-        if time.monotonic() - self._in_line > PATIENCE:
-            self.give_up()
-        return self._gave_up
+        if self._cache.least(int(time.monotonic() - self._in_line <= PATIENCE)):
+            return False
+        self._gave_up = True
+        self._plan()
+        return True
 
     def _end_reading(self) -> None:
         self._cache.end_reading(self._asked)
         self._asked, self._in_line = 0, time.monotonic()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything is here, for at most ``timeout`` seconds; tells whether it is."""
+        """Wait until everything is here; tells whether it is.
+
+        In one process it may be for at most ``timeout`` seconds: those of a group would not look equally often.
+        """
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         while not self.ready and (left := deadline - time.monotonic()) > 0:
-            if self._reading is not None:
-                self._reading.done.wait(min(left, LOOK_SECONDS))
-            else:
-                time.sleep(min(left, LOOK_SECONDS))
+            self.rest(min(left, LOOK_SECONDS))
         return self.ready
+
+    def rest(self, seconds: float) -> None:
+        """Let the disk work for so long, or until it has read what it was asked for."""
+        if self._reading is not None:
+            self._reading.done.wait(seconds)
+        else:
+            time.sleep(seconds)
 
     def cancel(self) -> None:
         """Read no further; for a request that nobody waits for any more."""
@@ -226,14 +257,6 @@ class Lookup:
             self._end_reading()
             self._reading = None
         self._gave_up = True
-
-    def give_up(self) -> None:
-        """Read no further, and make do with what is in memory, or has been read by now."""
-        self._gave_up = True
-        if self._reading is not None:
-            self._reading.cancelled = True
-            self._collect(self._reading)
-        self._plan()
 
     # --- The end -------------------------------------------------------------------------------------------------
 

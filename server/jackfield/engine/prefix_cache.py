@@ -55,6 +55,8 @@ class PrefixCache:
         disk: where blocks go that have been of use, or have to make room, or are here at the end.
         stateful: whether the model has layers that need snapshots; see :func:`blocks.stateful`.
         counted: says how much a block's bytes count; see :meth:`Runner.counted`.
+        least: says which number is the least of those that a group's processes have, which have parts of one model;
+            see :meth:`Collective.least`. All have a disk, or none has.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class PrefixCache:
         *,
         stateful: bool = False,
         counted: Callable[[int], int] = int,
+        least: Callable[[int], int] = int,
     ) -> None:
         self.disk = disk
         self.stateful = stateful
-        self._counted = counted
+        self._counted, self._least = counted, least
         self.nbytes = 0
         """Of all blocks; the allocator's rounding up does not count."""
         self.in_flight = 0
@@ -101,6 +104,10 @@ class PrefixCache:
     def queued_bytes(self) -> int:
         """Bytes of memory that blocks take, beyond ``nbytes``, while they wait to be written to disk."""
         return 0 if self.disk is None else self.disk.queued_bytes
+
+    def least(self, number: int) -> int:
+        """The least of a group's numbers, each from 0 on; what memory alone decides is the same in all of them."""
+        return number if self.disk is None else self._least(number)
 
     def lookup(self, tokens: Sequence[int], images: Iterable[PromptImage] = (), root: bytes = b"") -> Lookup:
         """The longest chain of blocks that starts ``tokens``: all of a prompt that need not run through the model."""
@@ -149,7 +156,7 @@ class PrefixCache:
 
     def _copy(self, links: Sequence[Link], caches: Sequence[Cache], state: list[Block], pinned: frozenset[Key]) -> None:
         """Take in what is missing while there is room for it, and for ``state`` after it."""
-        reserved = sum(map(self._size, state))
+        reserved = sum(map(self.size, state))
         missing = [(n, link) for n, link in enumerate(links) if ("kv", link.digest) not in self._blocks]
         for first in range(0, len(missing), BLOCKS_AT_ONCE):
             fresh = [_positions(n, link, caches) for n, link in missing[first : first + BLOCKS_AT_ONCE]]
@@ -162,7 +169,7 @@ class PrefixCache:
     def _fitting(self, blocks: list[Block], more: int, pinned: frozenset[Key]) -> list[Block]:
         """The first of ``blocks`` for which, and for ``more`` bytes, there is or can be made room."""
         for n, block in enumerate(blocks):
-            more += self._size(block)
+            more += self.size(block)
             if not self._make_room(more, pinned):
                 return blocks[:n]
         return blocks
@@ -173,12 +180,12 @@ class PrefixCache:
         mx.eval([block.piece.arrays for block in blocks])
         for block in blocks:
             self._blocks[block.key] = block
-            self.nbytes += self._size(block)
+            self.nbytes += self.size(block)
 
     def adopt(self, block: Block, pinned: frozenset[Key]) -> bool:
         """Take in a block from disk if the budget allows, without evicting any that is ``pinned``; tells whether."""
         if block.key not in self._blocks:
-            if not self._make_room(self._size(block), pinned):
+            if not self._make_room(self.size(block), pinned):
                 return False
             self._add([block])
         return True
@@ -221,7 +228,7 @@ class PrefixCache:
         if self.disk is not None and self.disk.wants(block.key, block.nbytes, timeout):
             self.disk.write(block.record(), age)
 
-    def _size(self, block: Block) -> int:
+    def size(self, block: Block) -> int:
         """Bytes that it takes in all, as they count."""
         return self._counted(block.piece.nbytes) + BLOCK_OVERHEAD
 
@@ -242,7 +249,7 @@ class PrefixCache:
 
     def _forget(self, key: Key) -> Block:
         block = self._blocks.pop(key)
-        self.nbytes -= self._size(block)
+        self.nbytes -= self.size(block)
         self._useful.pop(key, None)
         self._remember(key)
         return block

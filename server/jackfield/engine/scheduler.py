@@ -310,7 +310,7 @@ class Scheduler:
 
     def _wait_for_disk(self) -> None:
         if self.reading and not len(self.batch) and self.reading[0].lookup:
-            self.reading[0].lookup.wait(0.01)
+            self.reading[0].lookup.rest(0.01)
 
     def _next_slice(self, sequence: Sequence, *, shared: bool = False) -> tuple[int, ...]:
         size = self.pace.slice(len(self.batch), len(self.reading), shared=shared)

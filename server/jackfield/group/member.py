@@ -72,6 +72,7 @@ SHARED = (
     "memory_limit",
     "max_batch",
     "prefix_cache_bytes",
+    "prefix_cache_disk_bytes",
     "max_slowdown",
     "max_image_tokens",
 )

@@ -240,7 +240,8 @@ class SchedulerLoader:
         self._disk = self._disk or self._open_disk(runner, network.dtype)
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
         budget, state = self.plan.prefix_cache, stateful(runner.start())
-        cache = PrefixCache(budget, self._disk, stateful=state, counted=runner.counted)
+        least = self._member.collective.least if self._member else int
+        cache = PrefixCache(budget, self._disk, stateful=state, counted=runner.counted, least=least)
         pace = PrefillPace(slowdown=self._settings.max_slowdown)
         make = Scheduler if self._member is None else self._member.scheduler
         return make(runner, cache, self._settings.max_batch, guard, pace)
@@ -330,17 +331,24 @@ class SchedulerLoader:
         return fitting
 
     def _open_disk(self, runner: Runner, dtype: str) -> DiskCache | None:
+        """None only if nobody wants it: in a group all have one, or none has."""
         settings = self._settings
-        folder = settings.cache_dir / "prefixes"
-        # What a disk has, and when, no two machines could agree on.
-        budget = 0 if self._member else settings.prefix_cache_disk_bytes
+        budget = settings.prefix_cache_disk_bytes
+        if budget == 0:
+            return None
         if budget is None:
             settings.cache_dir.mkdir(parents=True, exist_ok=True)
             budget = min(DISK_CACHE_BYTES, shutil.disk_usage(settings.cache_dir).free // DISK_CACHE_SHARE)
-        if not budget:
-            return None
-        computed = (self._device.kind, dtype, str(settings.kv_bits), *held_by(runner))
-        return DiskCache(folder, budget, identity_of(self._folder, *computed))
+        computed = (self._device.kind, dtype, str(settings.kv_bits), *held_by(runner), *self._place)
+        return DiskCache(settings.cache_dir / "prefixes", budget, identity_of(self._folder, *computed))
+
+    @property
+    def _place(self) -> list[str]:
+        """Which part of the model this process has, if it has not all of it."""
+        if self._member is None or self._part is None:
+            return []
+        collective = self._member.collective
+        return [f"rank {collective.rank} of {collective.size}", self._part.kind]
 
     def _free(self) -> int:
         """Bytes that can be allocated now, by the machine's own figures and the user's limit."""
