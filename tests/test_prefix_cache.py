@@ -638,18 +638,6 @@ def test_nobody_waits_for_a_disk_that_does_not_answer(hung, caplog, monkeypatch)
     assert use(cache, block(1)).tokens == 32
 
 
-def test_a_lookup_can_be_given_up(hung):
-    cache, gate, _ = hung
-    lookup = cache.lookup(block(1, 2))
-    lookup.give_up()
-    assert lookup.ready
-    assert lookup.restore(empty_caches()).miss == "evicted"
-    lookup.give_up()
-    gate.set()
-    # The disk itself was never slow.
-    assert found(cache, block(1, 2)) == 64
-
-
 def test_what_makes_room_does_not_pile_up_before_the_disk(tiered, monkeypatch):
     monkeypatch.setattr(prefix_cache, "SPILL_BYTES", 2 * BLOCK_BYTES)
     cache, gate = tiered(), threading.Event()
@@ -702,8 +690,7 @@ def test_what_is_read_from_disk_is_bounded_for_all_lookups_together(tiered, monk
         assert mx.array_equal(caches[0].keys, caches_for(prompt)[0].keys[..., : len(prompt), :])
 
 
-@pytest.mark.parametrize("end", ["cancel", "give_up"])
-def test_who_reads_no_further_leaves_its_turn_to_others(tiered, monkeypatch, end):
+def test_who_reads_no_further_leaves_its_turn_to_others(tiered, monkeypatch):
     monkeypatch.setattr(prefix_cache, "READ_BYTES", BLOCK_BYTES)
     first = tiered()
     put(first, block(1, 2))
@@ -713,7 +700,7 @@ def test_who_reads_no_further_leaves_its_turn_to_others(tiered, monkeypatch, end
     one, other = cache.lookup(block(1, 2)), cache.lookup(block(3, 4))
     assert not one.ready
     assert not other.wait(0.01), "it is not its turn"
-    getattr(one, end)()
+    one.cancel()
     assert other.wait(10)
     assert other.restore(empty_caches()).tokens == 64
     assert cache.in_flight == 0

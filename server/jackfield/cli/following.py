@@ -104,7 +104,12 @@ def _work(follower: Follower, load: SchedulerLoader, closing: threading.Event) -
 
 def _end_after(seconds: float, closing: threading.Event) -> None:
     """End the process in so many seconds, unless it is ``closing``: then its prefix cache is being written to disk."""
-    late = threading.Timer(seconds, lambda: closing.is_set() or end_process(0))
+
+    def end() -> None:
+        if not closing.is_set():
+            end_process(0)
+
+    late = threading.Timer(seconds, end)
     late.daemon = True
     late.start()
 

@@ -3,9 +3,9 @@
 What is in memory is copied at once, what is on disk in portions, so that a long prefix is never held twice. Everything
 here runs on the engine thread.
 
-In a group each process has a disk of its own, with its own part of the blocks. What depends on that disk, or on how long
-it takes, is agreed upon (``PrefixCache.least``) before anything is decided by it: all use what the one with the least
-can. A file that passes its checksum fits, since it is what the same process has written.
+In a group each process has a disk of its own, with its own part of each block. What depends on that disk, or on how
+long it takes, is agreed upon (``PrefixCache.least``) before anything is decided by it: all use what the one with the
+least can. A file that passes its checksum fits, since it is what the same process has written.
 """
 
 import logging
