@@ -25,7 +25,7 @@ from jackfield.cli import main
 from jackfield.engine.lockstep import from_message, to_message
 from jackfield.engine.request import Adapter, EmbeddingRequest, GenerationRequest, PromptImage, SamplingParameters
 from jackfield.errors import ConfigurationError, ModelLoadError
-from jackfield.group.keeper import AGAIN, PARENT, does_the_work
+from jackfield.group.keeper import AGAIN, FAILED_TRIAL, PARENT, does_the_work
 from jackfield.group.line import Line
 from jackfield.group.member import _hello as hello_of
 from jackfield.group.rank import Rank, addresses, from_environment
@@ -172,6 +172,22 @@ def test_work_begins_anew(falls: str, tmp_path: Path) -> None:
     once = f"if len(open({str(tmp_path / 'starts')!r}).read()) < 3: {falls}"
     assert kept(once, tmp_path).wait(30) == 0
     assert starts(tmp_path) == 3
+
+
+WITHOUT_PAUSES = KEEP.replace("; sys", "; keep_up.__globals__['PAUSES'] = (0.0,); sys")
+
+
+def test_trials_that_fail_again_and_again(tmp_path: Path) -> None:
+    assert kept(f"sys.exit({FAILED_TRIAL})", tmp_path, WITHOUT_PAUSES).wait(30) == FAILED_TRIAL
+    assert starts(tmp_path) == 3
+
+
+def test_trials_that_fail_now_and_then(tmp_path: Path) -> None:
+    """Only those in a row count."""
+    ends = [FAILED_TRIAL, FAILED_TRIAL, AGAIN, FAILED_TRIAL, FAILED_TRIAL, 0]
+    number = f"len(open({str(tmp_path / 'starts')!r}).read()) - 1"
+    assert kept(f"sys.exit({ends}[{number}])", tmp_path, WITHOUT_PAUSES).wait(30) == 0
+    assert starts(tmp_path) == 6
 
 
 def test_a_signal_is_passed_on_and_ends_it(tmp_path: Path) -> None:

@@ -121,9 +121,13 @@ def right(caches: Sequence[KVCache | RotatingKVCache], prompt: Sequence[int], us
     return all(bool(mx.array_equal(one, other[..., -WINDOW:, :])) for one, other in ends)
 
 
+def kept(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".kv", ".state"})
+
+
 def spoil(disk: DiskCache | None, own: random.Random) -> None:
     assert disk is not None
-    files = sorted(path for path in disk.folder.rglob("*") if path.suffix in {".kv", ".state"})
+    files = kept(disk.folder)
     if not files:
         return
     path = own.choice(files)
@@ -148,9 +152,11 @@ def test_all_find_and_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         together = Together(len(LAYERS[stateful]))
 
         def process(rank: int, life: int = life, together: Together = together) -> Seen:
+            script, own = random.Random(f"{seed} {life}"), random.Random(f"{seed} {life} {rank}")
+            for path in own.sample(files := kept(tmp_path / str(rank)), len(files) // 4):
+                path.unlink()
             budget = 5 * MOST * LAYER_BYTES
             cache = open_cache(tmp_path / str(rank), rank, together, budget, stateful=stateful)
-            script, own = random.Random(f"{seed} {life}"), random.Random(f"{seed} {life} {rank}")
             seen = live(cache, rank, script, own, stateful=stateful)
             cache.flush()
             cache.close()

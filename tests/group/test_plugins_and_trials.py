@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from groups import answer, group, start, wait_until
+from jackfield.group.keeper import FAILED_TRIAL
 
 PLUGIN = """
 import os
@@ -83,3 +84,11 @@ def test_a_trial_that_fails_in_one(model: Path, installed: dict[str, str], rank:
     with start(model, 2, "--parallelism", parallelism, FRAGILE=str(rank), **installed) as (ranks, _):
         wait_until(lambda: ranks[0].says(told), lambda: "".join(ranks[0].log))
         wait_until(lambda: all(rank.says("started anew") for rank in ranks), lambda: "".join(ranks[1].log))
+
+
+def test_a_trial_that_fails_in_one_again_and_again(model: Path, installed: dict[str, str]) -> None:
+    """Then the group is given up: the leader ends, and so its launcher."""
+    with start(model, 2, "--parallelism", "pipeline", FRAGILE="1", **installed) as (ranks, _):
+        assert ranks[0].process.wait(300) == FAILED_TRIAL
+        wait_until(lambda: ranks[0].says("given up after 3 trials that failed in a row"), lambda: "".join(ranks[0].log))
+        assert "".join(ranks[0].log).count("has fallen apart: rank 1 failed while it tried out the model") == 3

@@ -107,9 +107,16 @@ def test_the_prefix_cache_knows_them(together: tuple[str, Group], alone: dict[st
 
 
 def test_a_vocabulary_that_cannot_be_divided(starter: Path, tmp_path: Path) -> None:
+    """What cannot be shared out can be a pipeline, unless something else was asked for."""
     folder = tmp_path / "odd"
     folder.mkdir()
     write_vision_model(starter, folder, PLAIN, rows=1)
     with start(folder, 2, "--parallelism", "tensor") as (ranks, _):
         assert [rank.process.wait(100) for rank in ranks] == [1, 1]
         assert all(rank.says("cannot be divided among 2 processes. tensor: group size 2 must") for rank in ranks)
+    with serve(folder) as server, openai.OpenAI(base_url=server.api, api_key="none", max_retries=0) as client:
+        expected = text(client, "odd", 1)
+    with group(folder, 2) as serving:
+        assert all(rank.says("cannot be shared out (group size 2 must") for rank in serving.ranks)
+        assert serving.ranks[0].says("pipeline parallelism")
+        assert text(serving.client, "odd", 1) == expected

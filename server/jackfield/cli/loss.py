@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from jackfield.group.keeper import AGAIN, end_process
+from jackfield.group.keeper import end_process
 from jackfield.models.registry import Registry
 
 LINGER_SECONDS = 3.0
@@ -20,24 +20,21 @@ class Loss:
         self._loop = asyncio.get_running_loop()
         self._told = asyncio.Event()
         self._reason = ""
+        self.status = 0
+        """With which the process is to end, once it has happened."""
         self._registry: Registry | None = None
 
-    def __call__(self, reason: str) -> None:
+    def __call__(self, reason: str, status: int) -> None:
         """The group has fallen apart."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._tell, reason)
+            self._loop.call_soon_threadsafe(self._tell, reason, status)
 
-    def _tell(self, reason: str) -> None:
-        self._reason = reason
+    def _tell(self, reason: str, status: int) -> None:
+        self._reason, self.status = reason, status
         if self._registry is None:
             # Nobody is served yet, and the engine's thread may wait for the others for ever.
-            end_process(AGAIN)
+            end_process(status)
         self._told.set()
-
-    @property
-    def happened(self) -> bool:
-        """Whether it has."""
-        return self._told.is_set()
 
     def serving(self, registry: Registry) -> None:
         """From now on there are requests."""

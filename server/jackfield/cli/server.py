@@ -26,7 +26,7 @@ from jackfield.cli.signals import Signals
 from jackfield.connections import Limits, protocol
 from jackfield.errors import JackfieldError
 from jackfield.events import EventBus
-from jackfield.group.keeper import AGAIN, end_process, watch_parent
+from jackfield.group.keeper import end_process, watch_parent
 from jackfield.group.member import Leader
 from jackfield.group.rank import Rank
 from jackfield.hooks.calls import Hooks
@@ -103,7 +103,7 @@ async def run(
                 reloader.reroute = app.state.host.reroute
                 signals.reload = partial(systemd.reloading, reloader.reload)
                 await _serve(app, settings, listener, signals, loss)
-        status = AGAIN if loss.happened else 0
+        status = loss.status
     except JackfieldError as error:
         status = error.exit_status
         raise

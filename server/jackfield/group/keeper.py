@@ -19,6 +19,13 @@ from jackfield.errors import GroupLostError
 
 AGAIN = GroupLostError.exit_status
 
+FAILED_TRIAL = 70
+"""The exit status of a leader whose model could not be tried out, since one process failed alone; EX_SOFTWARE of BSD's
+sysexits.h."""
+
+TRIALS = 3
+"""So often in a row it may fail by chance, as where memory is short for a while; then it would the next time, too."""
+
 PAUSES = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Seconds before the work is begun anew: after the first time, the second in a row, and so on."""
 
@@ -41,14 +48,20 @@ def does_the_work(environment: Mapping[str, str]) -> bool:
 
 
 def keep_up(command: Sequence[str]) -> int:
-    """Run the command, again and again as long as it asks for that or is killed; returns its exit status at the end."""
+    """Run the command, again and again as long as it asks for that or is killed; returns its exit status at the end.
+
+    When the model could not be tried out, it is run again a few times only.
+    """
     ending = threading.Event()
-    failures = 0
+    failures = trials = 0
     while True:
         began = time.monotonic()
         status = _run(command, ending)
-        again = status == AGAIN or status < 0
+        trials = trials + 1 if status == FAILED_TRIAL else 0
+        again = status == AGAIN or status < 0 or 0 < trials < TRIALS
         if ending.is_set() or not again:
+            if trials == TRIALS:
+                click.echo(f"jackfield: the group is given up after {TRIALS} trials that failed in a row.", err=True)
             return 0 if again else status
         failures = 1 if time.monotonic() - began > GOOD_SECONDS else failures + 1
         pause = PAUSES[min(failures, len(PAUSES)) - 1]

@@ -29,6 +29,7 @@ from jackfield.engine.runner import Runner
 from jackfield.engine.scheduler import Scheduler
 from jackfield.engine.trials import Trial, attempt
 from jackfield.errors import GroupError, GroupLostError
+from jackfield.group.keeper import AGAIN, FAILED_TRIAL
 from jackfield.group.likeness import Likeness, difference_in_plugins
 from jackfield.group.line import Line
 from jackfield.group.rank import Rank, addresses
@@ -153,10 +154,11 @@ class Leader:
 
     Args:
         rank: this process's.
-        on_break_up: told once, on any thread, when the group has fallen apart, and why.
+        on_break_up: told once, on any thread, when the group has fallen apart: why, and with which status this
+            process is to end.
     """
 
-    def __init__(self, rank: Rank, on_break_up: Callable[[str], None]) -> None:
+    def __init__(self, rank: Rank, on_break_up: Callable[[str, int], None]) -> None:
         self.rank = rank
         self.share = 1
         self.collective: Collective
@@ -284,7 +286,8 @@ class Leader:
         try:
             answers = self._heard(TRIAL_SECONDS if own.raised else None)
         except Empty:
-            self.break_up(f"rank 0 failed while it tried out the model ({own.raised}), and others still wait for it")
+            told = f"rank 0 failed while it tried out the model ({own.raised}), and others still wait for it"
+            self.break_up(told, FAILED_TRIAL)
             raise GroupLostError(self.broken or "The group has fallen apart.") from None
         self._settle()
         succeeded = own.succeeded and all(answer["succeeded"] for answer in answers.values())
@@ -293,7 +296,7 @@ class Leader:
 
     def _doubt(self, reason: str) -> None:
         """The group has fallen apart unless `_settle` is called soon: the engine's thread may wait in MLX for ever."""
-        timer = threading.Timer(TRIAL_SECONDS, self.break_up, [reason])
+        timer = threading.Timer(TRIAL_SECONDS, self.break_up, [reason, FAILED_TRIAL])
         timer.daemon = True
         self._doubts.append(timer)
         timer.start()
@@ -331,14 +334,14 @@ class Leader:
         if self.broken is None:
             self.tell({"close": True})
 
-    def break_up(self, reason: str) -> None:
+    def break_up(self, reason: str, status: int = AGAIN) -> None:
         """The group has fallen apart; once is enough, more often is harmless."""
         with self._losing:
             if self.broken is not None or self._closing:
                 return
             self.broken = f"The group has fallen apart: {reason}."
         logger.error(self.broken)
-        self._on_break_up(self.broken)
+        self._on_break_up(self.broken, status)
 
 
 class Follower:

@@ -44,7 +44,7 @@ from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan, plan_architecture, plan_network
 from jackfield.models.quantized import recipe
 from jackfield.models.registry import ServedModel
-from jackfield.models.sharding import Part, shard
+from jackfield.models.sharding import HalfDividedError, Part, shard
 from jackfield.models.tokenizer import Tokenizer
 from jackfield.settings import Settings
 from jackfield.vision import decoding
@@ -258,6 +258,10 @@ class SchedulerLoader:
             return self._load()
         except UnpreparedError:
             # What that plugin may have left in pieces is gone, and so is the plugin.
+            return self._read()
+        except HalfDividedError as error:
+            self._tell(f"The layers of this model cannot be shared out ({error}), so it becomes a pipeline.")
+            self._settings = self._settings.model_copy(update={"parallelism": "pipeline"})
             return self._read()
 
     def _load(self) -> Network:

@@ -16,6 +16,10 @@ Parallelism = Literal["tensor", "pipeline"]
 PARALLELISMS: tuple[Parallelism, ...] = ("tensor", "pipeline")
 
 
+class HalfDividedError(Exception):
+    """A network is in pieces: mlx-lm began to share out its layers, and could not. Read anew it can be a pipeline."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a process has been left."""
@@ -34,6 +38,7 @@ def shard(
 
     Raises:
         ModelLoadError: it cannot be divided among so many, or not so.
+        HalfDividedError: ``wanted`` is None, and the first that seemed possible was not.
     """
     obstacles = {kind: list(_OBSTACLES[kind](model, config, group.size())) for kind in PARALLELISMS}
     kinds = PARALLELISMS if wanted is None else (wanted,)
@@ -47,7 +52,10 @@ def shard(
             network.shard(group)
         except (AssertionError, ValueError) as error:
             # An architecture may have more to divide, such as its vocabulary. What has been begun cannot be undone.
-            raise _indivisible(config, group.size(), {"tensor": [str(error)]}) from error
+            obstacles["tensor"] = [str(error)]
+            if wanted is None and not obstacles["pipeline"]:
+                raise HalfDividedError(str(error)) from error
+            raise _indivisible(config, group.size(), {kind: obstacles[kind] for kind in kinds}) from error
         return Part(kind, layers)
     network.model.pipeline(group)
     return Part(kind, -(-layers // group.size()))
