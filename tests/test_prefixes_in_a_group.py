@@ -16,7 +16,7 @@ import pytest
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from jackfield.engine import lookup, prefix_cache
-from jackfield.engine.blocks import BLOCK_TOKENS
+from jackfield.engine.blocks import BLOCK_TOKENS, chain
 from jackfield.engine.disk_cache import DiskCache
 from jackfield.engine.prefix_cache import PrefixCache
 from jackfield.engine.request import CacheUse
@@ -166,3 +166,31 @@ def test_all_find_and_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             first, *others = threads.map(process, range(len(LAYERS[stateful])))
         assert all(other == first for other in others)
         assert any(one[1] for one in first), "something came from disk"
+
+
+def test_a_snapshot_that_all_have(tmp_path: Path) -> None:
+    """Of three, one lacks the last and another one the one before."""
+    prompts = [[1], [1, 2], [1, 2, 3]]
+
+    def write(rank: int) -> None:
+        cache = open_cache(tmp_path / str(rank), rank, Together(1), 1 << 20, stateful=True)
+        for prompt in prompts:
+            cache.store(blocks(prompt), filled(blocks(prompt), MOST, stateful=True), snapshot=True)
+        cache.flush()
+        cache.close()
+
+    for rank in range(3):
+        write(rank)
+    last = chain(blocks(prompts[-1]))
+    for rank, number in ((0, 2), (1, 1)):
+        next((tmp_path / str(rank)).rglob(f"{last[number].digest.hex()}.state")).unlink()
+    together = Together(3)
+
+    def read(rank: int) -> int:
+        cache = open_cache(tmp_path / str(rank), rank, together, 1 << 20, stateful=True)
+        use = cache.lookup(blocks(prompts[-1])).restore(empty(MOST, stateful=True))
+        cache.close()
+        return use.tokens
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(read, range(3))) == [BLOCK_TOKENS] * 3
