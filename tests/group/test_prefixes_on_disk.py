@@ -56,10 +56,10 @@ def texts(client: openai.OpenAI, *prompts: Sequence[int]) -> list[str]:
 
 
 @contextlib.contextmanager
-def life(model: Path, size: int, parallelism: str, folders: Sequence[Path]) -> Iterator[Group]:
+def life(model: Path, size: int, parallelism: str, folders: Sequence[Path], **more: str) -> Iterator[Group]:
     """The group from its start to its end, with a folder for each rank."""
     apart = [["env", f"JACKFIELD_CACHE_DIR={folder}"] for folder in folders]
-    with group(model, size, "--parallelism", parallelism, launchers=apart, **KEEP) as serving:
+    with group(model, size, "--parallelism", parallelism, launchers=apart, **KEEP | more) as serving:
         yield serving
 
 
@@ -141,6 +141,20 @@ def test_one_rank_has_no_files_at_all(
         assert (again.text, again.cached, again.miss) == (first.text, 0, "evicted")
         assert ask(serving.client, asked).cached == BLOCKS * BLOCK_TOKENS
     assert again.text == ask(alone, asked).text
+
+
+@pytest.mark.parametrize("disk", ["0", "1GB"])
+def test_memory_for_a_few_prompts_only(model: Path, alone: openai.OpenAI, tmp_path: Path, disk: str) -> None:
+    """Ranks with three layers and with two let the same blocks go, which come back from disk if they are there."""
+    prompts = [prompt(number) for number in range(6)]
+    memory = {"JACKFIELD_PREFIX_CACHE_BYTES": "4MB", "JACKFIELD_PREFIX_CACHE_DISK_BYTES": disk}
+    with life(model, 3, "pipeline", [tmp_path] * 3, **memory) as serving:
+        for _ in range(2):
+            answers = [ask(serving.client, tokens) for tokens in prompts]
+            assert [one.text for one in answers] == texts(alone, *prompts)
+        assert [one.from_disk > 0 for one in answers] == [disk != "0"] * 6
+        again = ask(serving.client, prompts[-1])
+        assert (again.cached, again.from_disk) == (BLOCKS * BLOCK_TOKENS, 0)
 
 
 @pytest.mark.parametrize("parallelism", ["tensor", "pipeline"])

@@ -11,11 +11,12 @@ import openai
 import pytest
 from PIL import Image
 
-from groups import Group, group, start
+from groups import Group, group, mpi_group, start
 from serving import serve
 from vision_models import PLAIN, SLIDING, picture, write_vision_model
 
-DIVIDED = [("sliding", "tensor"), ("plain", "tensor"), ("sliding", "pipeline"), ("plain", "pipeline")]
+DIVIDED = [(group, "sliding", "tensor"), (group, "plain", "tensor"), (group, "sliding", "pipeline")]
+DIVIDED += [(group, "plain", "pipeline"), (mpi_group, "sliding", "pipeline")]
 LAYERS = {"sliding": SLIDING * 2, "plain": PLAIN * 2}
 """Windows and whole attention in turns, and whole attention alone."""
 
@@ -39,11 +40,11 @@ def alone(models: dict[str, Path]) -> Iterator[dict[str, openai.OpenAI]]:
         yield {name: openai.OpenAI(base_url=one.api, api_key="none", max_retries=0) for name, one in servers.items()}
 
 
-@pytest.fixture(scope="module", params=DIVIDED, ids="-".join)
+@pytest.fixture(scope="module", params=DIVIDED, ids=lambda divided: f"{divided[0].__name__}-{divided[1]}-{divided[2]}")
 def together(request: pytest.FixtureRequest, models: dict[str, Path]) -> Iterator[tuple[str, Group]]:
     """One of them among two processes."""
-    name, parallelism = request.param
-    with group(models[name], 2, "--parallelism", parallelism) as serving:
+    begun, name, parallelism = request.param
+    with begun(models[name], 2, "--parallelism", parallelism) as serving:
         yield name, serving
 
 

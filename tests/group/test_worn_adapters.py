@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from group_model import write_adapter, write_experts_model, write_peft_adapter, write_quantized_model
-from groups import Group, group, start, wait_until
+from groups import Group, group, mpi_group, start, wait_until
 from serving import serve
 
 WORDS = "Once upon a time there was a fox who lived in a wood by a river. "
@@ -20,8 +20,9 @@ DENSE, QUANTIZED, EXPERTS = "group-model", "quantized-model", "experts-model"
 NAMES = {DENSE: ("sql", "poems", "dora"), QUANTIZED: ("sql", "dora"), EXPERTS: ("law", "dora")}
 """The adapters of each model."""
 
-DIVIDED = [(DENSE, 2, "tensor"), (DENSE, 3, "tensor"), (DENSE, 2, "pipeline")]
-DIVIDED += [(EXPERTS, 2, "tensor"), (EXPERTS, 2, "pipeline"), (QUANTIZED, 2, "tensor")]
+DIVIDED = [(group, DENSE, 2, "tensor"), (group, DENSE, 3, "tensor"), (group, DENSE, 2, "pipeline")]
+DIVIDED += [(group, EXPERTS, 2, "tensor"), (group, EXPERTS, 2, "pipeline"), (group, QUANTIZED, 2, "tensor")]
+DIVIDED += [(mpi_group, DENSE, 2, "tensor")]
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +62,11 @@ def alone(models: dict[str, Path], adapters: Path) -> Iterator[dict[str, openai.
         yield {name: openai.OpenAI(base_url=one.api, api_key="none", max_retries=0) for name, one in servers.items()}
 
 
-@pytest.fixture(scope="module", params=DIVIDED, ids=lambda divided: "-".join(map(str, divided)))
+@pytest.fixture(scope="module", params=DIVIDED, ids=lambda one: "-".join([one[0].__name__, *map(str, one[1:])]))
 def together(request: pytest.FixtureRequest, models: dict[str, Path], adapters: Path) -> Iterator[tuple[str, Group]]:
     """One of them among several processes."""
-    name, size, parallelism = request.param
-    with group(models[name], size, "--parallelism", parallelism, *flags(adapters, name)) as serving:
+    begun, name, size, parallelism = request.param
+    with begun(models[name], size, "--parallelism", parallelism, *flags(adapters, name)) as serving:
         yield name, serving
 
 

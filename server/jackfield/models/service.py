@@ -240,8 +240,7 @@ class SchedulerLoader:
         self._disk = self._disk or self._open_disk(runner, network.dtype)
         guard = MemoryGuard(self.plan.kv_pool, self.plan.workspace, self._free)
         budget, state = self.plan.prefix_cache, stateful(runner.start())
-        least = self._member.collective.least if self._member else int
-        cache = PrefixCache(budget, self._disk, stateful=state, counted=runner.counted, least=least)
+        cache = PrefixCache(budget, self._disk, stateful=state, counted=runner.counted, least=self._least)
         pace = PrefillPace(slowdown=self._settings.max_slowdown)
         make = Scheduler if self._member is None else self._member.scheduler
         return make(runner, cache, self._settings.max_batch, guard, pace)
@@ -335,16 +334,20 @@ class SchedulerLoader:
         return fitting
 
     def _open_disk(self, runner: Runner, dtype: str) -> DiskCache | None:
-        """None only if nobody wants it: in a group all have one, or none has."""
         settings = self._settings
         budget = settings.prefix_cache_disk_bytes
-        if budget == 0:
-            return None
         if budget is None:
             settings.cache_dir.mkdir(parents=True, exist_ok=True)
             budget = min(DISK_CACHE_BYTES, shutil.disk_usage(settings.cache_dir).free // DISK_CACHE_SHARE)
+        if not self._least(int(budget > 0)):
+            return None
         computed = (self._device.kind, dtype, str(settings.kv_bits), *held_by(runner), *self._place)
         return DiskCache(settings.cache_dir / "prefixes", budget, identity_of(self._folder, *computed))
+
+    @property
+    def _least(self) -> Callable[[int], int]:
+        """Says which is the least of the numbers that a group's processes have; all of them have to ask."""
+        return self._member.collective.least if self._member else int
 
     @property
     def _place(self) -> list[str]:
