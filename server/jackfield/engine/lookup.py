@@ -86,7 +86,7 @@ class Lookup:
 
     def _last_snapshot(self, most: int) -> int:
         while most and (last := self._agreed(self._own_last_snapshot(most))) < most:
-            # Who has this one may be others than those who have not the one before.
+            # Whoever has the later ones may lack this one.
             most = last
         return most
 

@@ -24,7 +24,7 @@ FAILED_TRIAL = 70
 sysexits.h."""
 
 TRIALS = 3
-"""So often in a row it may fail by chance, as where memory is short for a while; then it would the next time, too."""
+"""After so many in a row it was not by chance, such as memory that was short for a while."""
 
 PAUSES = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Seconds before the work is begun anew: after the first time, the second in a row, and so on."""
