@@ -329,6 +329,13 @@ def test_what_cannot_be_divided_says_why() -> None:
         shard(model, config, Size(3), "pipeline")  # type: ignore[arg-type]
 
 
+def test_no_pipeline_where_one_process_cannot_send_to_another() -> None:
+    assert [Rank(0, 2, backend).sends for backend in ("ring", "mpi", "jaccl", "nccl")] == [True, True, True, False]
+    model, config = network(num_attention_heads=3, num_key_value_heads=3, hidden_size=96)
+    with pytest.raises(ModelLoadError, match="pipeline: by these means MLX cannot send from one process to another"):
+        shard(model, config, Size(2), sends=False)  # type: ignore[arg-type]
+
+
 def test_scales_are_not_divided() -> None:
     model, config = network(intermediate_size=192)
     config["quantization"] = {"group_size": 64, "bits": 4}

@@ -10,10 +10,12 @@ class Collective:
 
     Args:
         group: rank 0 leads it.
+        sends: whether one rank can send to another one alone; see :attr:`jackfield.group.rank.Rank.sends`.
     """
 
-    def __init__(self, group: mx.distributed.Group) -> None:
+    def __init__(self, group: mx.distributed.Group, *, sends: bool = True) -> None:
         self.group = group
+        self.sends = sends
         self.rank: int = group.rank()
         self.size: int = group.size()
 
@@ -28,11 +30,9 @@ class Collective:
 
     def least(self, number: int) -> int:
         """The least of everybody's numbers, each from 0 on; waits for everybody."""
-        # As a sum, since NCCL has nothing else.
-        own = mx.array([number if rank == self.rank else 0 for rank in range(self.size)], dtype=mx.int32)
-        numbers = cast(list[int], mx.distributed.all_sum(own, group=self.group).tolist())
+        agreed = mx.distributed.all_min(mx.array(number, dtype=mx.int32), group=self.group)
         # When somebody dies meanwhile, what comes may be anything.
-        return max(0, min(number, *numbers))
+        return max(0, min(number, cast(int, agreed.item())))
 
     def text_from_leader(self, text: str = "") -> str:
         """What the leader says, who alone need give a ``text``; waits for everybody."""

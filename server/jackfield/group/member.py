@@ -128,7 +128,7 @@ def _meet(rank: Rank) -> Collective:
             f"This process was started for {rank.backend}, which MLX does not have here.", suggestions=MEANS
         )
     try:
-        collective = Collective(mx.distributed.init(strict=True, backend=rank.backend))
+        collective = Collective(mx.distributed.init(strict=True, backend=rank.backend), sends=rank.sends)
     except (RuntimeError, ValueError) as error:
         raise GroupLostError(f"The processes of the group cannot reach each other: {error}.") from error
     if (collective.rank, collective.size) != (rank.number, rank.size):

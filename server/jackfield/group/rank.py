@@ -41,6 +41,11 @@ class Rank:
         """Whether a process may come back in its place: MPI has all of them start together, once."""
         return self.backend != "mpi"
 
+    @property
+    def sends(self) -> bool:
+        """Whether it can send to one other process alone: MLX (0.32.4) cannot by NCCL, see its `nccl.cpp`."""
+        return self.backend != "nccl"
+
     def __str__(self) -> str:
         return f"rank {self.number} of {self.size}"
 

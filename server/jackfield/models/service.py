@@ -307,8 +307,9 @@ class SchedulerLoader:
     def _shard(self, model: nn.Module, config: dict[str, Any]) -> None:
         if self._member is not None:
             wanted = None if self._settings.parallelism == "auto" else self._settings.parallelism
-            group = self._member.collective.group
-            part = self._part = shard(model, config, group, wanted)
+            collective = self._member.collective
+            group = collective.group
+            part = self._part = shard(model, config, group, wanted, sends=collective.sends)
             if self._settings.adapters:
                 self._division = Division(model, lambda other: shard(other, config, group, part.kind), group)
             self._tell(f"Rank {group.rank()} of {group.size()}: {part.kind} parallelism")

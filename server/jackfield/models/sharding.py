@@ -30,17 +30,29 @@ class Part:
 
 
 def shard(
-    model: nn.Module, config: Mapping[str, Any], group: mx.distributed.Group, wanted: Parallelism | None = None
+    model: nn.Module,
+    config: Mapping[str, Any],
+    group: mx.distributed.Group,
+    wanted: Parallelism | None = None,
+    *,
+    sends: bool = True,
 ) -> Part:
     """Leave the network this process's part; its weights need not have been read.
 
-    ``wanted`` None takes the first that is possible: sharing layers out makes each token faster, a pipeline does not.
+    Args:
+        model: the network; changed.
+        config: its configuration.
+        group: those among whom it is divided.
+        wanted: None takes the first that is possible: sharing layers out makes each token faster, a pipeline does not.
+        sends: whether a process can send to one other alone, as those of a pipeline do.
 
     Raises:
         ModelLoadError: it cannot be divided among so many, or not so.
         HalfDividedError: ``wanted`` is None, and the first that seemed possible was not.
     """
     obstacles = {kind: list(_OBSTACLES[kind](model, config, group.size())) for kind in PARALLELISMS}
+    if not sends:
+        obstacles["pipeline"].append("by these means MLX cannot send from one process to another")
     kinds = PARALLELISMS if wanted is None else (wanted,)
     kind = next((kind for kind in kinds if not obstacles[kind]), None)
     if kind is None:
