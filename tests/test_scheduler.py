@@ -468,7 +468,7 @@ def tiny(runner) -> Runner:
     return Runner(runner.model, sizes=TINY)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(REQUESTS, st.integers(60, 250), st.sampled_from([3, 2048]), st.booleans())
 def test_the_pool_is_never_exceeded_and_everybody_gets_an_answer(tiny, lengths, pool, slice_tokens, cached):
     requests = [request(str(i), [(7 * i + j) % 60 for j in range(n)], most) for i, (n, most) in enumerate(lengths)]
