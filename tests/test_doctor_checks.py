@@ -371,6 +371,20 @@ def test_a_template_with_a_fault(
     assert changed(**changes)[check].verdict == verdict
 
 
+@pytest.mark.parametrize(("refused", "last"), [("system", "fill in the middle"), ("user", "model")])
+def test_a_template_that_refuses_messages(changed: Callable[..., dict[str, Finding]], refused: str, last: str) -> None:
+    """All else is looked at if it can do without them."""
+    each = f"{{% if m.role == '{refused}' %}}{{{{ raise_exception('none of those') }}}}{{% endif %}}{{{{ m.content }}}}"
+    found = changed(chat_template="{% for m in messages %}" + each + "{% endfor %}" + BEGINS)
+    assert list(found)[-1] == last
+    if refused == "system":
+        assert found["chat template"].verdict == "warning"
+        assert "refuses messages of the system" in found["chat template"].told
+        assert found["special tokens"].verdict == "ok"
+    else:
+        assert "none of those" in found["model"].told
+
+
 # --- A machine -------------------------------------------------------------------------------------------------------
 
 

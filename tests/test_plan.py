@@ -334,7 +334,8 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [gigabytes(size) for size in (18_431_289_344, 46_080, 2_146_304)] == ["18.4 GB", "46.1 kB", "2.1 MB"]
+    found = [gigabytes(size) for size in (18_431_289_344, 46_080, 2_146_304, 99, 0)]
+    assert found == ["18.4 GB", "46.1 kB", "2.1 MB", "99 bytes", "0 bytes"]
 
 
 def test_a_cpu_widens_quantized_weights_no_further_than_the_limit_allows() -> None:

@@ -198,6 +198,8 @@ def test_vectors_come_from_another_server(server: JackfieldServer, second: Jackf
     reply = server.post("/v1/embeddings", {"model": "far", "input": "Hi"})
     assert server.record("completed", reply.request_id).data["backend"] == "second"
     assert server.record("completed", reply.request_id).data["prompt_tokens"] == 2
+    received = server.record("received", reply.request_id).data
+    assert (received["prompt_tokens"], received["context_length"]) == (None, None), "nobody here counts them"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ async def _here(asked: EmbeddingsRequest, model: ServedModel, exchange: Exchange
 
 async def _elsewhere(asked: EmbeddingsRequest, model: UpstreamModel, exchange: Exchange) -> _Made:
     inputs = len(asked.inputs)
-    exchange.received(prompt_tokens=0, inputs=inputs, max_tokens=0, choices=0, context_length=0)
+    exchange.received(prompt_tokens=None, inputs=inputs, max_tokens=0, choices=0, context_length=None)
     document = asked.model_dump(mode="json", exclude_unset=True)
     made = await model.question.ask("/embeddings", document, partial(_read, inputs=inputs, model=model.id))
     exchange.spends(made.tokens)

@@ -84,10 +84,11 @@ class Reply(ABC, Generic[Asked]):
         """What there is to log of the request, in numbers and names."""
         requests = self.answer.requests
         return {
-            "prompt_tokens": sum(len(one.prompt) for one in requests[:: self.answer.each]),
+            # None where somebody else counts them.
+            "prompt_tokens": sum(len(one.prompt) for one in requests[:: self.answer.each]) or None,
             "max_tokens": requests[0].max_tokens,
             "choices": len(requests),
-            "context_length": self.model.context_length,
+            "context_length": self.model.context_length or None,
         }
 
     # --- What they have in common ----------------------------------------------------------------------------------

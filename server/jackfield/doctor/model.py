@@ -13,7 +13,12 @@ from jackfield.prompt import chat_text
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.tools.formats import format_of, knows_tools
 
-WORDS = ("Tell the doctor.", "A question to see.", "An answer before.")
+CONVERSATION = (
+    ("system", "Tell the doctor."),
+    ("user", "A question to see."),
+    ("assistant", "An answer before."),
+    ("user", "Another one."),
+)
 MARK = re.compile(r"<\|[^|<>\s]+\|>")
 """What templates put between messages, as nearly all models have it."""
 TOOL = {"type": "function", "function": {"name": "see_doctor", "parameters": {"type": "object", "properties": {}}}}
@@ -63,7 +68,7 @@ def _ends(tokenizer: Tokenizer) -> Finding:
 
 def _special_tokens(tokenizer: Tokenizer) -> Finding:
     """Those of the vocabulary, and what looks like one in a conversation."""
-    written = MARK.findall(chat_text(_conversation(), tokenizer)) if tokenizer.template else []
+    written = MARK.findall(chat_text(_conversation(tokenizer), tokenizer)) if tokenizer.template else []
     texts = dict.fromkeys((*written, *tokenizer.special_tokens))
     split = [text for text in texts if not _comes_back(text, tokenizer)]
     if missing := next((text for text in split if text in written), None):
@@ -81,22 +86,37 @@ def _comes_back(text: str, tokenizer: Tokenizer) -> bool:
     return tokens == [token] and tokenizer.decode(tokens, special=True) == text
 
 
-def _conversation() -> ChatCompletionRequest:
-    roles = ("system", "user", "assistant", "user")
-    return _asked([{"role": role, "content": WORDS[min(index, 2)]} for index, role in enumerate(roles)])
+def _conversation(tokenizer: Tokenizer) -> ChatCompletionRequest:
+    """One that the template takes: without the system's message if it refuses that.
+
+    Raises:
+        JackfieldError: it takes neither.
+    """
+    whole = [{"role": role, "content": text} for role, text in CONVERSATION]
+    try:
+        chat_text(_asked(whole), tokenizer)
+    except JackfieldError:
+        chat_text(_asked(whole[1:]), tokenizer)
+        return _asked(whole[1:])
+    return _asked(whole)
 
 
 def _template(tokenizer: Tokenizer) -> Finding:
     if not tokenizer.template:
         advice = "Take the model's chat version, or use /v1/completions."
         return warning("chat template", "There is none, so /v1/chat/completions is not served.", advice)
-    text = chat_text(_conversation(), tokenizer)
-    missing = [words for words in WORDS if words not in text]
+    conversation = _conversation(tokenizer)
+    text = chat_text(conversation, tokenizer)
+    taken = CONVERSATION[-len(conversation.messages) :]
+    missing = [words for _, words in taken if words not in text]
     if missing:
         return failure("chat template", f"It drops messages: {missing[0]!r} is lost.", "Take the original template.")
-    if text == chat_text(_conversation(), tokenizer, begins_answer=False):
+    if text == chat_text(conversation, tokenizer, begins_answer=False):
         told = "It does not begin the answer when it is asked to, so the model may speak for the user."
         return warning("chat template", told, "Take the template of the original model.")
+    if taken != CONVERSATION:
+        told = "It refuses messages of the system, with which most clients begin, so they get an error."
+        return warning("chat template", told, "Have clients send none, or take a template that shows them.")
     return ok("chat template", "It shows system, user and assistant, and begins the answer.")
 
 
@@ -108,7 +128,7 @@ def _tools(tokenizer: Tokenizer) -> Finding:
         told = f"The template shows no tools, so the system message does; calls are read as {form.name} has them."
         return warning("tool calls", told, "A small model that was not trained for tools will call them badly.")
     try:
-        text = chat_text(_asked([{"role": "user", "content": WORDS[1]}], tools=[TOOL]), tokenizer)
+        text = chat_text(_asked([{"role": "user", "content": "What is it?"}], tools=[TOOL]), tokenizer)
     except JackfieldError as error:
         return failure("tool calls", f"The template fails with tools: {error.message}", *error.suggestions)
     if "see_doctor" not in text:

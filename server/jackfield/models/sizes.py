@@ -28,6 +28,7 @@ def parse_size(text: str, *, binary: bool = False) -> int:
 
 def gigabytes(size: int) -> str:
     """Bytes for people: in units of 10^9, or smaller ones below a tenth of that."""
-    if abs(size) >= 1e8:
-        return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.1f} MB" if abs(size) >= 1e5 else f"{size / 1e3:.1f} kB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(size) >= unit / 10:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
