@@ -18,6 +18,7 @@ from jackfield.models.device import REFERENCE, Device
 from jackfield.models.headless import tensor_names
 from jackfield.models.loading import context_length, float32_bytes, load_network
 from jackfield.models.memory import Memory
+from jackfield.models.tokenizer import Tokenizer
 from logits import same_logits
 from model_fixtures import random_weights, tiny_config, write_config, write_model
 
@@ -319,6 +320,23 @@ def test_a_model_type_is_no_path(plain: Path) -> None:
 def test_a_configuration_that_lacks_something(plain: Path) -> None:
     write_config(plain, {"model_type": "llama", "hidden_size": 64})
     assert "cannot be loaded" in failure(plain).message
+
+
+@pytest.mark.parametrize("wrong", [{"rope_theta": "x"}, {"rope_theta": {}}, {"max_position_embeddings": "x"}], ids=str)
+def test_a_configuration_that_fails_once_the_model_is_used(plain: Path, wrong: dict[str, Any]) -> None:
+    write_config(plain, json.loads((plain / "config.json").read_text()) | wrong)
+    with pytest.raises(ModelLoadError, match=r"cannot be worked out from its config\.json") as caught:
+        from_folder(plain)
+    assert caught.value.suggestions
+
+
+def test_a_tokenizer_without_words(tiny_model: Path, tmp_path: Path) -> None:
+    """What transformers makes of a folder that has lost ``tokenizer.json``."""
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes((tiny_model / "tokenizer_config.json").read_bytes())
+    with pytest.raises(ModelLoadError, match="no words") as caught:
+        Tokenizer(tmp_path)
+    assert "tokenizer.json" in caught.value.suggestions[0]
 
 
 def test_weights_of_another_model(plain: Path) -> None:

@@ -20,16 +20,17 @@ QUESTION: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 12, "tem
 
 @pytest.fixture(scope="module")
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models that answer differently, and one that is broken."""
+    """Three models that answer differently, one whose weights are cut off, and one that no config tells of."""
     folder = tmp_path_factory.mktemp("several")
     config = json.loads((tiny_model / "config.json").read_text())
-    for seed, name in enumerate(("first", "second", "third", "broken"), 1):
+    for seed, name in enumerate(("first", "second", "third", "broken", "untold"), 1):
         (folder / name).mkdir()
         for file in tiny_model.iterdir():
             (folder / name / file.name).write_bytes(file.read_bytes())
         write_model(folder / name, config, random_weights(config, seed))
     whole = (folder / "broken" / "model.safetensors").read_bytes()
     (folder / "broken" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "untold" / "config.json").write_text("{}")
     (folder / "jackfield.toml").write_text(f"""
 model = "first"
 memory_limit = "1400MB"
@@ -53,6 +54,9 @@ context_length = 128
 
 [models.broken]
 source = "{folder}/broken"
+
+[models.untold]
+source = "{folder}/untold"
 
 [aliases]
 gpt-4o-mini = "first"
@@ -96,7 +100,7 @@ def states(server: Server) -> dict[str, str]:
 
 
 def test_all_of_them_are_listed(server: Server) -> None:
-    assert set(reports(server)) == {"first", "second", "third", "small", "broken"}
+    assert set(reports(server)) == {"first", "second", "third", "small", "broken", "untold"}
     second = reports(server)["second"]
     assert second["context_length"] == second["max_model_len"] == 1024
     assert second["jackfield"]["aliases"] == ["gpt-4o"]
@@ -190,6 +194,13 @@ def test_a_broken_one_says_why_and_costs_the_others_nothing(client: OpenAI, serv
     assert reports(server)["broken"]["jackfield"]["state"] == "failed"
     assert "broken" in reports(server)["broken"]["jackfield"]["failure"]
     says(client, "first")
+
+
+def test_one_that_can_be_seen_to_be_broken_is_not_said_to_be_at_rest(server: Server) -> None:
+    told = reports(server)["untold"]["jackfield"]
+    assert told["state"] == "failed"
+    assert "config.json" in told["failure"]
+    assert any("untold cannot be served as it is" in line for line in server.log)
 
 
 def test_a_name_that_nobody_has(client: OpenAI) -> None:

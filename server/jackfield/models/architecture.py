@@ -107,7 +107,11 @@ def from_folder(folder: Path, kind: DeviceKind = "cpu") -> Architecture:
     Raises:
         ModelLoadError: as `loading.load_network`.
     """
-    return measure(*_load(folder), kind)
+    model, config = _load(folder)
+    try:
+        return measure(model, config, kind)
+    except Exception as error:  # as above, once the model is used
+        raise _refusal(config, error) from error
 
 
 def measure(model: nn.Module, config: Mapping[str, Any], kind: DeviceKind = "cpu") -> Architecture:

@@ -102,10 +102,11 @@ class Lineup:
     def _look_at(self, entry: Entry) -> None:
         """See what is known of a model before it is loaded; a broken one does not keep the others from being served."""
         own = self._own[entry.id]
-        folder = local_folder(own.model, cache=own.cache_dir)
         try:
+            folder = local_folder(own.model, cache=own.cache_dir)
             entry.profile = read_profile(folder, entry.id, own.context_length) if folder else None
         except ModelLoadError as error:
+            entry.failure = error
             self._tell(f"{entry.id} cannot be served as it is: {error.message}")
 
     def _folder(self, entry: Entry) -> Path:

@@ -39,6 +39,9 @@ class Tokenizer:
             # Without a word about it, transformers asks on the terminal whether to run code from the folder.
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._backend = self._tokenizer.backend_tokenizer
+            # Where files are missing, transformers makes one with no more than the special tokens.
+            if not self._backend.encode("a", add_special_tokens=False).ids:
+                raise ValueError("it has no words")
         except Exception as error:
             raise _explained(folder, error) from error
         self.end_token: int | None = self._tokenizer.eos_token_id
