@@ -26,6 +26,8 @@ class Fragile(nn.Module):
     def __call__(self, x):
         if SELF in os.environ.get("FRAGILE", "") and x.shape[0] == 2:
             raise MemoryError("no room for two rows")
+        if SELF in os.environ.get("STUMBLES", ""):
+            raise OSError("no room at all")
         return self.base(x)
 
 
@@ -90,5 +92,13 @@ def test_a_trial_that_fails_in_one_again_and_again(model: Path, installed: dict[
     """Then the group is given up: the leader ends, and so its launcher."""
     with start(model, 2, "--parallelism", "pipeline", FRAGILE="1", **installed) as (ranks, _):
         assert ranks[0].process.wait(300) == FAILED_TRIAL
-        wait_until(lambda: ranks[0].says("given up after 3 trials that failed in a row"), lambda: "".join(ranks[0].log))
+        wait_until(lambda: ranks[0].says("given up after it failed 3 times in a row"), lambda: "".join(ranks[0].log))
         assert "".join(ranks[0].log).count("has fallen apart: rank 1 failed while it tried out the model") == 3
+
+
+def test_one_that_cannot_load_its_part_again_and_again(model: Path, installed: dict[str, str]) -> None:
+    """The same, where it is not a trial that fails."""
+    with start(model, 2, "--parallelism", "pipeline", STUMBLES="1", **installed) as (ranks, _):
+        assert ranks[0].process.wait(300) == FAILED_TRIAL
+        told = "has fallen apart: rank 1 could not load its part (no room at all)"
+        assert "".join(ranks[0].log).count(told) == 3

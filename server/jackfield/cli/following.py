@@ -92,6 +92,7 @@ def _work(follower: Follower, load: SchedulerLoader, closing: threading.Event) -
         raise
     except (RuntimeError, MemoryError, OSError) as error:
         # MLX says so when another process has died meanwhile, or memory was short.
+        follower.stumbled(str(error))
         raise GroupLostError(f"{follower.rank} could not load its part: {error}.") from error
     try:
         scheduler.follow()

@@ -20,8 +20,8 @@ from jackfield.errors import GroupLostError
 AGAIN = GroupLostError.exit_status
 
 FAILED_TRIAL = 70
-"""The exit status of a leader whose model could not be tried out, since one process failed alone; EX_SOFTWARE of BSD's
-sysexits.h."""
+"""The exit status of a leader whose model could not be loaded and tried out, since one process failed alone;
+EX_SOFTWARE of BSD's sysexits.h."""
 
 TRIALS = 3
 """After so many in a row it was not by chance, such as memory that was short for a while."""
@@ -50,7 +50,7 @@ def does_the_work(environment: Mapping[str, str]) -> bool:
 def keep_up(command: Sequence[str]) -> int:
     """Run the command, again and again as long as it asks for that or is killed; returns its exit status at the end.
 
-    When the model could not be tried out, it is run again a few times only.
+    When the model could not be loaded and tried out, it is run again a few times only.
     """
     ending = threading.Event()
     failures = trials = 0
@@ -61,7 +61,7 @@ def keep_up(command: Sequence[str]) -> int:
         again = status == AGAIN or status < 0 or 0 < trials < TRIALS
         if ending.is_set() or not again:
             if trials == TRIALS:
-                click.echo(f"jackfield: the group is given up after {TRIALS} trials that failed in a row.", err=True)
+                click.echo(f"jackfield: the group is given up after it failed {TRIALS} times in a row to load the model.", err=True)
             return 0 if again else status
         failures = 1 if time.monotonic() - began > GOOD_SECONDS else failures + 1
         pause = PAUSES[min(failures, len(PAUSES)) - 1]

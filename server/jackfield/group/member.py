@@ -230,6 +230,8 @@ class Leader:
                 continue
             if "failed" in message and self._agreed:
                 self.break_up(f"rank {number} cannot go on: {message['failed']}")
+            if "stumbled" in message:
+                self.break_up(f"rank {number} could not load its part ({message['stumbled']})", FAILED_TRIAL)
             if message.get("raised"):
                 told = f"rank {number} failed while it tried out the model ({message['raised']})"
                 self._doubt(f"{told}, and rank 0 still waits for it")
@@ -426,6 +428,10 @@ class Follower:
     def failed(self, reason: str) -> None:
         """Tell the leader, if it is there, that there is no going on."""
         self._send({"failed": reason})
+
+    def stumbled(self, reason: str) -> None:
+        """Tell the leader, if it is there, that this process could not load its part, which may go better next time."""
+        self._send({"stumbled": reason})
 
     def _send(self, message: Message) -> None:
         if self._line is not None:
