@@ -501,6 +501,7 @@ def test_a_call_that_had_to_be_is_told_as_one(server: JackfieldServer, faulty: F
         assert messages.messages.create(model="frail", **asked).stop_reason == "tool_use"
 
 
+NO_MODEL = {"error": {"message": "/chat/completions: Invalid model name passed in model=theirs.", "code": "400"}}
 CANNOT = {"object": "error", "message": "suffix is not currently supported", "code": 400}
 ENVELOPE = {"error": {"message": "Too hot.", "param": "temperature", "code": "invalid_value"}}
 TOO_LONG = {"error": {"message": "This model's maximum context length is 8 tokens. You ...", "code": None}}
@@ -519,6 +520,8 @@ FAULTS: dict[str, tuple[Act, int, str]] = {
     "wrong key": (refuses(401, {}), 502, "upstream_unauthorized"),
     "no such model": (refuses(404, {"detail": "There is no model `theirs`."}), 502, "upstream_model_not_found"),
     "nothing is said": (refuses(404, b""), 502, "upstream_model_not_found"),
+    "LiteLLM's no such model": (refuses(400, NO_MODEL), 502, "upstream_model_not_found"),
+    "no such model by code": (refuses(400, {"error": {"code": "model_not_found"}}), 502, "upstream_model_not_found"),
     "no such place": (refuses(404, {"detail": "Not Found"}), 502, "upstream_error"),
     "nothing yet": (refuses(404, b"Path '/v1/chat/completions' not found."), 502, "upstream_error"),
     "too often": (refuses(429, {}, Retry_After="7"), 429, "upstream_rate_limit"),

@@ -92,7 +92,9 @@ def test_a_trial_that_fails_in_one_again_and_again(model: Path, installed: dict[
     """Then the group is given up: the leader ends, and so its launcher."""
     with start(model, 2, "--parallelism", "pipeline", FRAGILE="1", **installed) as (ranks, _):
         assert ranks[0].process.wait(300) == FAILED_TRIAL
-        wait_until(lambda: ranks[0].says("given up after it failed 3 times in a row"), lambda: "".join(ranks[0].log))
+        wait_until(
+            lambda: ranks[0].says("given up: loading the model failed 3 times in a row"), lambda: "".join(ranks[0].log)
+        )
         assert "".join(ranks[0].log).count("has fallen apart: rank 1 failed while it tried out the model") == 3
 
 

@@ -37,6 +37,8 @@ def refused(
     message, param = _message(told, status), _text(told.get("param"))
     if status == 501 or (status in (400, 404, 422) and _UNSUPPORTED.search(message)):
         return UnsupportedError(f"Upstream {name} refuses: {message}", param=param, suggestions=(ELSEWHERE,))
+    if status in (400, 404) and (told.get("code") == "model_not_found" or _UNKNOWN_MODEL.search(message)):
+        return _mistake(name, model, 404)
     if status in (400, 413, 422):
         suggestions = _suggestions(told) or (f"Correct the request: upstream {name} has refused it.",)
         return InvalidRequestError(message, param=param, code=_code(told, message), suggestions=suggestions)
@@ -80,6 +82,9 @@ _UNSUPPORTED = re.compile(
 
 Fields that nobody knows do not come so far: those that a server does not know are Jackfield's own, or newer than it.
 """
+
+_UNKNOWN_MODEL = re.compile(r"\binvalid model name\b", re.IGNORECASE)
+"""How LiteLLM's proxy says, with 400, that it does not know a model."""
 
 _RAY = re.compile(r"Message: (.*?)(?: \(Request ID: [^)]*\))?, Internal exception: ", re.DOTALL)
 """Around what Ray Serve LLM has to say; after it comes where in its code that happened."""

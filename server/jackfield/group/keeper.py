@@ -61,7 +61,9 @@ def keep_up(command: Sequence[str]) -> int:
         again = status == AGAIN or status < 0 or 0 < trials < TRIALS
         if ending.is_set() or not again:
             if trials == TRIALS:
-                click.echo(f"jackfield: the group is given up after it failed {TRIALS} times in a row to load the model.", err=True)
+                click.echo(
+                    f"jackfield: the group is given up: loading the model failed {TRIALS} times in a row.", err=True
+                )
             return 0 if again else status
         failures = 1 if time.monotonic() - began > GOOD_SECONDS else failures + 1
         pause = PAUSES[min(failures, len(PAUSES)) - 1]
