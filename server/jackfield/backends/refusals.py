@@ -35,14 +35,15 @@ def refused(
     """
     told = _told(body)
     message, param = _message(told, status), _text(told.get("param"))
+    no_such_model = bool(told.get("code") == "model_not_found" or _UNKNOWN_MODEL.search(message))
+    names_model = no_such_model or "model" in message.lower()
+    status = 404 if status == 400 and no_such_model else status
     if status == 501 or (status in (400, 404, 422) and _UNSUPPORTED.search(message)):
         return UnsupportedError(f"Upstream {name} refuses: {message}", param=param, suggestions=(ELSEWHERE,))
-    if status in (400, 404) and (told.get("code") == "model_not_found" or _UNKNOWN_MODEL.search(message)):
-        return _mistake(name, model, 404)
     if status in (400, 413, 422):
         suggestions = _suggestions(told) or (f"Correct the request: upstream {name} has refused it.",)
         return InvalidRequestError(message, param=param, code=_code(told, message), suggestions=suggestions)
-    if status in _LACKING and path not in EVERYWHERE and "model" not in message.lower():
+    if status in _LACKING and path not in EVERYWHERE and not names_model:
         return UnsupportedError(
             f"Upstream {name} has no {path}.",
             suggestions=(
@@ -50,7 +51,7 @@ def refused(
                 "Name a model that is served here, see GET /v1/models.",
             ),
         )
-    if status == 404 and told and "model" not in message.lower():
+    if status == 404 and told and not names_model:
         return _nothing_there(name, path, message)
     if status in _MISTAKES:
         return _mistake(name, model, status)
