@@ -326,6 +326,27 @@ def _saying(tokenizer: Tokenizer, text: str) -> Script:
     return script(tokens(tokenizer.encode(text), -0.1, 0.3), StartEvent(0.0, CacheUse(miss="new")), FinishEvent("stop"))
 
 
+LOOK_SECONDS = 0.005
+
+
+class _Server(uvicorn.Server):
+    """Ends at once. Its parent looks every tenth of a second whether it is to, and then waits as long for nobody."""
+
+    async def main_loop(self) -> None:
+        """Serve until it is to end."""
+        ticking = asyncio.create_task(super().main_loop())
+        while not self.should_exit:
+            await asyncio.sleep(LOOK_SECONDS)
+        ticking.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for those who are still there."""
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+        for server in self.servers:
+            server.close()
+
+
 class _Running:
     """An application that is served by a thread of its own, once its lifespan has begun."""
 
@@ -336,7 +357,7 @@ class _Running:
         self._listener.bind(("127.0.0.1", 0))
         self.url = app.state.host.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="jackfield-testing")
         self._thread.start()
