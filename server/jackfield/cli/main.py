@@ -11,6 +11,7 @@ from jackfield import settings as configuration
 from jackfield.cli.complaint import complain
 from jackfield.cli.config import config
 from jackfield.cli.doctor import doctor
+from jackfield.cli.garbage import leave_to_the_system
 from jackfield.cli.keys import keys
 from jackfield.cli.models import models
 from jackfield.cli.monitoring import monitoring
@@ -30,6 +31,7 @@ class _Group(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the sub-command."""
+        leave_to_the_system()
         try:
             return super().invoke(context)
         except JackfieldError as error:

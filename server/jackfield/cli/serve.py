@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from jackfield import settings as configuration
+from jackfield.cli.garbage import kept
 from jackfield.cli.options import settings_of, settings_options
 from jackfield.cli.progress import RichProgress
 from jackfield.cli.reloading import set_log_level
@@ -63,19 +64,20 @@ def serve(config: Path | None, **flags: Any) -> None:
     handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
     set_log_level(settings.log_level)
-    # In this order, and before anything else imports MLX.
-    load_blas()
-    import_mlx_lm()
-    from jackfield.cli.following import follow  # noqa: PLC0415
-    from jackfield.cli.presets import check_preset  # noqa: PLC0415
-    from jackfield.cli.server import run, tell  # noqa: PLC0415
-    from jackfield.hooks.discovery import discover  # noqa: PLC0415
-    from jackfield.models.hub_adapter import fetch_adapter  # noqa: PLC0415
-    from jackfield.models.lineup import adapters_at_start, at_start  # noqa: PLC0415
-    from jackfield.models.sources import SOURCES, resolve  # noqa: PLC0415
+    with kept():
+        # In this order, and before anything else imports MLX.
+        load_blas()
+        import_mlx_lm()
+        from jackfield.cli.following import follow  # noqa: PLC0415
+        from jackfield.cli.presets import check_preset  # noqa: PLC0415
+        from jackfield.cli.server import run, tell  # noqa: PLC0415
+        from jackfield.hooks.discovery import discover  # noqa: PLC0415
+        from jackfield.models.hub_adapter import fetch_adapter  # noqa: PLC0415
+        from jackfield.models.lineup import adapters_at_start, at_start  # noqa: PLC0415
+        from jackfield.models.sources import SOURCES, resolve  # noqa: PLC0415
 
+        hooks = discover(settings)
     allow_open_files()
-    hooks = discover(settings)
     check_preset(settings)
     sources = (*hooks.model_sources(), *SOURCES)
 

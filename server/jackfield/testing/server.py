@@ -335,7 +335,7 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Serve until it is to end."""
         ticking = asyncio.create_task(super().main_loop())
-        while not self.should_exit:
+        while not self.should_exit:  # noqa: ASYNC110 - which other threads set
             await asyncio.sleep(LOOK_SECONDS)
         ticking.cancel()
 
