@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 START_SECONDS = 120
@@ -43,14 +44,21 @@ class Server:
 
 
 @contextmanager
-def serve(model: Path | str, *flags: str, launcher: Sequence[str] = (), **environment: str) -> Iterator[Server]:
+def serve(
+    model: Path | str, *flags: str, launcher: Sequence[str] = (), measured: bool = False, **environment: str
+) -> Iterator[Server]:
     """Run ``jackfield serve`` on a free port until the context ends; what it stores ends with it.
 
-    A ``launcher`` is a command that is given the server's, and becomes it.
+    Args:
+        model: a name or a folder.
+        flags: of the command.
+        launcher: a command that is given the server's, and becomes it.
+        measured: whether its coverage is, if that of the tests is. It takes a third more time, and nearly all lines
+            of a server are run in the tests' own process, too.
+        environment: more variables.
     """
     log: list[str] = []
-    if model == "starter":
-        # It computes for minutes; measuring its coverage takes a fifth more, and tiny models run the same lines.
+    if not measured:
         environment = {"COVERAGE_PROCESS_CONFIG": "", **environment}
     with tempfile.TemporaryDirectory(prefix="jackfield-data-") as data:
         process = subprocess.Popen(
@@ -63,6 +71,10 @@ def serve(model: Path | str, *flags: str, launcher: Sequence[str] = (), **enviro
             yield _wait_until_serving(process, log)
         finally:
             stop(process)
+
+
+serve_measured = partial(serve, measured=True)
+"""For tests of what only a process of its own does."""
 
 
 def stop(process: subprocess.Popen[str]) -> None:

@@ -30,7 +30,8 @@ from jackfield.models.loading import load_network
 from jackfield.models.tokenizer import Tokenizer
 from logits import same_logits
 from model_fixtures import tiny_config, write_config
-from serving import Server, serve
+from serving import Server
+from serving import serve_measured as serve
 
 WORDS = "The quick brown fox jumps over the lazy dog, and nobody knows why it does so every day. " * 6
 MORE_WORDS = WORDS * 4

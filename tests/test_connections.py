@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 
 from jackfield.api.guard import HEADERS
 from jackfield.connections import Limits, protocol
-from serving import Server, serve
+from serving import Server
+from serving import serve_measured as serve
 
 LIMITS = {"HEADER": "1", "BODY": "1", "WRITE": "1"}
 MOST = 12

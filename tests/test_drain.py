@@ -24,7 +24,8 @@ from jackfield.engine.request import CacheUse, EngineEvent, FinishEvent, StartEv
 from jackfield.errors import ShuttingDownError
 from jackfield.hooks import RegisterBackend, RequestInfo, hookimpl
 from jackfield.testing import JackfieldServer, StartServer
-from serving import DEFAULTS, Server, serve
+from serving import DEFAULTS, Server
+from serving import serve_measured as serve
 from test_discovery import install
 
 BRAKE = """

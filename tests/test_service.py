@@ -20,7 +20,8 @@ from jackfield.models.memory import Memory
 from jackfield.models.service import SchedulerLoader, held_by
 from jackfield.settings import Settings
 from model_fixtures import write_config
-from serving import Server, serve
+from serving import Server
+from serving import serve_measured as serve
 
 LONG = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog, and nobody knows why. " * 20}]
 

@@ -18,7 +18,8 @@ import pytest
 from jackfield import settings as configuration
 from jackfield.cli.reloading import Reloader
 from jackfield.errors import ConfigurationError
-from serving import DEFAULTS, Server, serve
+from serving import DEFAULTS, Server
+from serving import serve_measured as serve
 from test_drain import PATIENCE, until
 
 
