@@ -81,3 +81,25 @@ def test_what_began_before_it_opened_says_nothing_new(breaker: Breaker) -> None:
     for attempt, ends in zip(early, ("succeeded", "failed"), strict=True):
         getattr(attempt, ends)()
     assert (breaker.state, breaker.seconds) == ("open", 11)
+
+
+def test_a_probe_is_over_when_it_is_being_answered(breaker: Breaker, clock: Clock) -> None:
+    """However long the answer is, others need not wait for its end; how it ends counts as any other's."""
+    fail(breaker, 3)
+    clock.now += 11
+    probe = breaker.begin()
+    assert probe is not None
+    probe.spoke()
+    assert breaker.state == "closed"
+    fail(breaker, 2)
+    assert breaker.state == "closed"
+    probe.failed()
+    assert breaker.state == "open"
+
+
+def test_who_began_before_it_opened_says_nothing_new(breaker: Breaker) -> None:
+    early = breaker.begin()
+    assert early is not None
+    fail(breaker, 3)
+    early.spoke()
+    assert breaker.state == "open"

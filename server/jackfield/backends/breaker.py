@@ -72,6 +72,12 @@ class Breaker:
             self._probe = attempt
         return attempt
 
+    def spoke(self, attempt: "Attempt") -> None:
+        """It is being answered, which is all that a probe is to find out."""
+        if attempt is self._probe:
+            self._probe = None
+            self._close()
+
     def ended(self, attempt: "Attempt", *, well: bool | None) -> None:
         """How it went; None if that cannot be told, since the client hung up."""
         probes = attempt is self._probe
@@ -80,15 +86,14 @@ class Breaker:
         if self._opens_at is not None and not probes:
             # It began before, and says nothing new.
             return
-        if well:
-            self._close(probes)
+        if well and probes:
+            self._close()
         elif well is False:
             self._count(probes)
 
-    def _close(self, probes: bool) -> None:
-        if probes:
-            self._opens_at = None
-            self._failures.clear()
+    def _close(self) -> None:
+        self._opens_at = None
+        self._failures.clear()
 
     def _count(self, probes: bool) -> None:
         now = self._clock()
@@ -103,6 +108,10 @@ class Attempt:
     def __init__(self, breaker: Breaker) -> None:
         self._breaker = breaker
         self._ended = False
+
+    def spoke(self) -> None:
+        """It has a first token; how it ends is still to be told."""
+        self._breaker.spoke(self)
 
     def succeeded(self) -> None:
         """It was answered."""

@@ -18,7 +18,14 @@ _FINISHES: dict[str, AnswerFinish] = {
     "function_call": "tool_calls",
     # It was cut, whatever the reason.
     "content_filter": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "insufficient_system_resource": "length",
 }
+"""Other words mean that the model has stopped by itself: ``eos_token``, ``end_turn``."""
+
+_BREAKS = ("abort", "error")
+"""What vLLM and others say in their place when they cannot go on."""
 
 
 class SpokenTokens:
@@ -45,13 +52,22 @@ class SpokenTokens:
 
 
 @dataclass
+class _Call:
+    index: int
+    id: str
+    has_arguments: bool = False
+
+
+@dataclass
 class _Choice:
     begun: bool = False
     """Something was heard of it."""
     finish: AnswerFinish | None = None
-    call: int | None = None
+    call: _Call | None = None
     """The call that is open."""
     calls: set[int] = field(default_factory=set)
+    half: str = ""
+    """Of a character that some servers send in two halves, the first one."""
 
 
 class Chunks:
@@ -102,12 +118,12 @@ class Chunks:
             if isinstance(used := chunk.get("usage"), dict):
                 self._count(_usage(used), interim=self._is_interim(chunk))
             return [delta for one in self._parts(chunk) if (delta := self._delta(one))]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
             raise self._nonsense("a chunk of its answer is not as OpenAI's are") from None
 
     def _is_interim(self, chunk: JsonObject) -> bool:
         """Whether a choice of it goes on."""
-        return any(one.get("finish_reason") is None for one in self._parts(chunk))
+        return any(not one.get("finish_reason") for one in self._parts(chunk))
 
     def _count(self, used: Usage, *, interim: bool) -> None:
         """Most servers count once, at the end; llama.cpp counts for each choice, and the same prompt each time."""
@@ -132,42 +148,61 @@ class Chunks:
         if index < 0:
             raise IndexError(index)
         choice = self._choices[index]
+        if choice.finish:
+            # Some say their last word twice.
+            return Delta(index)
         choice.begun = True
         pieces = list(self._pieces(choice, one.get("delta") or {"content": one.get("text")}))
-        finish = one.get("finish_reason")
-        if finish is not None:
-            # A tool that had to be called ends an answer with `stop` at OpenAI and in vLLM, and not here.
-            choice.finish = "tool_calls" if choice.calls and finish == "stop" else _FINISHES.get(finish, "stop")
-            pieces += [CallEnd()] if choice.call is not None else []
+        if finish := one.get("finish_reason"):
+            choice.finish = self._finish(choice, finish)
+            # A call that was cut is none.
+            pieces += self._end_of_call(choice) if choice.finish != "length" else ()
         stop = one.get("stop_reason")
         return Delta(
             index,
             tuple(pieces),
             tuple(self._logprobs(one.get("logprobs") or {})),
-            finish_reason=choice.finish if finish is not None else None,
+            finish_reason=choice.finish,
             stop_string=stop if isinstance(stop, str) else None,
         )
 
+    def _finish(self, choice: _Choice, reason: str) -> AnswerFinish:
+        if reason in _BREAKS:
+            raise self._nonsense(f"it has broken off its answer ({reason})")
+        # A tool that had to be called ends an answer with `stop` at OpenAI and in vLLM, and not here.
+        return "tool_calls" if choice.calls and reason == "stop" else _FINISHES.get(reason, "stop")
+
     def _pieces(self, choice: _Choice, delta: dict[str, Any]) -> Iterator[Piece]:
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            yield Thought(_string(thought))
+            yield Thought(_joined(choice, thought))
         if text := delta.get("content") or delta.get("refusal"):
-            yield _string(text)
+            yield _joined(choice, text)
         for call in delta.get("tool_calls") or ():
             yield from self._call(choice, call)
 
     def _call(self, choice: _Choice, call: dict[str, Any]) -> Iterator[Piece]:
-        index, function = int(call.get("index", 0)), call.get("function") or {}
-        if index != choice.call:
-            if index in choice.calls:
-                raise ValueError("calls are mixed")
-            if choice.call is not None:
-                yield CallEnd()
-            choice.call = index
-            choice.calls.add(index)
-            yield CallStart(_string(function["name"]), id=_string(call.get("id") or new_call_id()))
+        function = call.get("function") or {}
+        if choice.call is None or _is_another(call, choice.call):
+            yield from self._end_of_call(choice)
+            choice.call = self._next_call(choice, call)
+            yield CallStart(_string(function["name"]), id=choice.call.id)
         if arguments := function.get("arguments"):
-            yield CallArguments(_string(arguments))
+            choice.call.has_arguments = True
+            yield CallArguments(_joined(choice, arguments))
+
+    def _next_call(self, choice: _Choice, call: dict[str, Any]) -> _Call:
+        index = call.get("index")
+        index = max(choice.calls, default=-1) + 1 if index is None else int(index)
+        if index in choice.calls and not (choice.call and index == choice.call.index):
+            raise ValueError("calls are mixed")
+        choice.calls.add(index)
+        return _Call(index, _string(call.get("id") or new_call_id()))
+
+    def _end_of_call(self, choice: _Choice) -> Iterator[Piece]:
+        if choice.call is not None:
+            # Clients read them as JSON.
+            yield from () if choice.call.has_arguments else (CallArguments("{}"),)
+            yield CallEnd()
 
     def _logprobs(self, told: dict[str, Any]) -> Iterator[TokenEvent]:
         for one in told.get("content") or ():
@@ -183,6 +218,22 @@ class Chunks:
     def _number(self, one: dict[str, Any]) -> int:
         data = one.get("bytes")
         return self._tokens.number(bytes(data) if data is not None else one["token"].encode())
+
+
+def _is_another(call: dict[str, Any], before: _Call) -> bool:
+    """Whether it is not more of the one before: some servers leave the index out, or give each call the same."""
+    index, name = call.get("index"), (call.get("function") or {}).get("name")
+    if index is not None and index != before.index:
+        return True
+    return bool(name and (call["id"] != before.id if call.get("id") else index is None))
+
+
+def _joined(choice: _Choice, value: object) -> str:
+    """More of a text. Who cuts it by units of UTF-16 sends halves of characters, which are joined here."""
+    text = choice.half + _string(value)
+    choice.half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+    text = text.removesuffix(choice.half)
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _string(value: object) -> str:

@@ -34,6 +34,7 @@ class Turn:
         if self.waits:
             self.waits = False
             self._upstream.waiting -= 1
+            self._attempt.spoke()
 
     def succeeded(self) -> None:
         """It was answered."""
@@ -57,9 +58,10 @@ class Turn:
         self._attempt.abandoned()
 
     def _end(self, outcome: str) -> None:
-        self.has_spoken()
         if not self._ended:
             self._ended = True
+            self._upstream.waiting -= self.waits
+            self.waits = False
             self._upstream.outcomes[outcome] += 1
 
 

@@ -60,6 +60,7 @@ class UpstreamAnswer:
         self._reading: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
         self._ended_by: EndedBy | None = None
+        self._pieces = 0
         self._began = time.monotonic()
 
     def admit(self) -> None:
@@ -76,8 +77,9 @@ class UpstreamAnswer:
         held: list[Delta] = []
         try:
             while (chunk := await self._next(turn)) is not END:
-                turn.has_spoken()
                 for delta in self._chunks.take(chunk):
+                    turn.has_spoken()
+                    self._pieces += 1
                     self.exchange.generated(delta.index, delta.tokens, waited=0.0, cached=0)
                     if self._chunks.ended:
                         # The end is told when it is known how many tokens there were.
@@ -86,6 +88,7 @@ class UpstreamAnswer:
                         yield delta
         except JackfieldError as error:
             self._stop_reading()
+            self._spend()
             turn.failed(error)
             raise
         held += self._chunks.cut_off()
@@ -149,11 +152,16 @@ class UpstreamAnswer:
 
     def _succeeded(self, turn: Turn) -> None:
         self._stop_reading()
+        self._spend()
         turn.succeeded()
         each = self.usage().completion_tokens // len(self.requests)
         for finish in self._chunks.finishes:
             self.exchange.finished(self._choice_ended_by(finish), each)
         self.exchange.completed(**self._facts())
+
+    def _spend(self) -> None:
+        # Most servers count when all is said; until then a piece is taken for a token.
+        self.exchange.spends(max(self.usage().total_tokens, self._pieces))
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -172,6 +180,7 @@ class UpstreamAnswer:
 
     def cancel(self) -> None:
         """Nobody listens any more: the upstream is told so at once."""
+        self._spend()
         self.exchange.cancelled(self._chunks.usage.completion_tokens)
         self.stop()
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+from jackfield.errors import UpstreamError
 from jackfield.protocol.anthropic.answer import SaidBlock, SaidText, SaidThinking, SaidToolUse
 from jackfield.protocol.anthropic.events import (
     BlockDelta,
@@ -41,7 +42,11 @@ class Blocks:
         """Of the open block; between blocks, blanks that may begin a text."""
 
     def add(self, piece: Piece) -> Iterator[StreamEvent]:
-        """What becomes of another piece."""
+        """What becomes of another piece.
+
+        Raises:
+            UpstreamError: a call has arguments that no block can hold.
+        """
         match piece:
             case str():
                 yield from self._text(piece)
@@ -91,9 +96,9 @@ class Blocks:
             return
         if isinstance(self._open, SaidThinking):
             yield ContentBlockDelta(index=self._index, delta=SignatureDelta(signature=SIGNATURE))
-        yield ContentBlockStop(index=self._index)
         if whole:
             self.content.append(_whole(self._open, self._said))
+        yield ContentBlockStop(index=self._index)
         self._open, self._said = None, ""
         self._index += 1
 
@@ -105,4 +110,18 @@ def _whole(block: SaidBlock, said: str) -> SaidBlock:
         case SaidThinking():
             return SaidThinking(thinking=said, signature=SIGNATURE)
         case SaidToolUse():
-            return SaidToolUse(id=block.id, name=block.name, input=json.loads(said or "{}"))
+            return SaidToolUse(id=block.id, name=block.name, input=_input(block.name, said))
+
+
+def _input(tool: str, said: str) -> dict[str, Any]:
+    """What a call is made with. The engine here sees to it that it is an object; other servers do not."""
+    try:
+        found = json.loads(said or "null")
+    except ValueError:
+        found = said
+    if not isinstance(found, dict | None):
+        raise UpstreamError(
+            f"The call of {tool!r} has no JSON object as its arguments: {said[:200]!r}",
+            suggestions=("Send the request again.", "Take a model or a server that keeps to the schemas of tools."),
+        )
+    return found or {}

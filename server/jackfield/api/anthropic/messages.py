@@ -22,7 +22,7 @@ from jackfield.api.routing import ask_route
 from jackfield.backends.remote import UpstreamModel
 from jackfield.backends.route import counting
 from jackfield.choice import Delta
-from jackfield.errors import JackfieldError
+from jackfield.errors import JackfieldError, UpstreamError
 from jackfield.exchange import Exchange
 from jackfield.host import Host
 from jackfield.models.registry import ServedModel
@@ -148,8 +148,14 @@ class _MessagesReply(Reply[MessagesRequest]):
                     yield part
                     continue
                 last = part
-                for more in self._more(part):
-                    yield _event(more)
+                try:
+                    for more in self._more(part):
+                        yield _event(more)
+                except UpstreamError as error:
+                    self.exchange.failed(error)
+                    for event in self.refused(error, self.exchange.info.id):
+                        yield event
+                    return
         for more in self._closing(last):
             yield _event(more)
 
