@@ -60,7 +60,7 @@ async def _answer(request: Request, whole: bytes, exchange: Exchange) -> bytes:
             return await _elsewhere(asked, model, exchange)
         return await _here(asked, model, exchange)
 
-    def wants() -> Wants:
+    async def wants() -> Wants:
         return Wants(estimated_tokens(whole), deadline=exchange.deadline(asked.timeout), answer=False)
 
     made = await ask_route(request, asked.model, exchange, wants, ask)

@@ -13,6 +13,7 @@ from jackfield.api import sse
 from jackfield.backends.begun import AnyAnswer, Begun
 from jackfield.backends.plugged import PluggedAnswer
 from jackfield.backends.remote import RemoteModel
+from jackfield.backends.route import capabilities_needed
 from jackfield.backends.upstream_answer import UpstreamAnswer
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError
@@ -23,7 +24,7 @@ from jackfield.models.registry import ServedModel
 from jackfield.protocol.asking import Asking
 from jackfield.protocol.base import AnswerModel, JsonObject
 from jackfield.protocol.errors import ErrorEnvelope
-from jackfield.settings.upstreams import OWN
+from jackfield.settings.upstreams import OWN, Capability
 from jackfield.text.pieces import Piece
 
 Asked = TypeVar("Asked", bound=Asking)
@@ -65,6 +66,15 @@ class Reply(ABC, Generic[Asked]):
     def ask_elsewhere(self, model: RemoteModel) -> UpstreamAnswer | PluggedAnswer:
         """What somebody else has to do."""
         return model.answer(self.document(), self.exchange, plain=self.plain)
+
+    @classmethod
+    async def needs(cls, asked: Asked, exchange: Exchange, host: Host) -> frozenset[Capability]:
+        """What a request needs of whoever answers it, before that is settled.
+
+        Raises:
+            InvalidRequestError: nobody can answer it.
+        """
+        return capabilities_needed(asked.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
     @classmethod
     def refused(cls, error: JackfieldError, request_id: str) -> Iterator[bytes]:

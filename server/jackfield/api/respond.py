@@ -9,7 +9,7 @@ from starlette.responses import Response
 from jackfield.api import body, late, sse
 from jackfield.api.reply import Reply
 from jackfield.api.routing import ask_route
-from jackfield.backends.route import Wants, estimated_tokens, needs
+from jackfield.backends.route import Wants, estimated_tokens
 from jackfield.exchange import Exchange
 from jackfield.host import Host
 from jackfield.models.registry import ServedModel
@@ -55,8 +55,8 @@ async def _prepare(
         await (made.begin() if exchange.backend else made.prepare())
         return made
 
-    def wants() -> Wants:
-        needed = needs(asked.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    async def wants() -> Wants:
+        needed = await reply.needs(asked, exchange, host)
         return Wants(estimated_tokens(whole), needed, exchange.deadline(asked.timeout))
 
     return await ask_route(request, asked.model or None, exchange, wants, begin)

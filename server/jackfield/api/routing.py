@@ -33,7 +33,7 @@ Ask = Callable[[ServedModel], Awaitable[Result]]
 
 
 async def ask_route(
-    request: Request, name: str | None, exchange: Exchange, wants: Callable[[], Wants], ask: Ask[Result]
+    request: Request, name: str | None, exchange: Exchange, wants: Callable[[], Awaitable[Wants]], ask: Ask[Result]
 ) -> Result:
     """What the first one on a model's route gives who can; without a route, the engine here.
 
@@ -52,7 +52,7 @@ async def ask_route(
     # An adapter is nobody else's.
     if own != entry.id or not (route := host.route(entry)):
         return await ask(await borrow(request, name))
-    return await _Way(request, entry, exchange, wants()).follow(route, ask)
+    return await _Way(request, entry, exchange, await wants()).follow(route, ask)
 
 
 class _Way:

@@ -14,7 +14,9 @@ Reason = Literal["not_ready", "circuit_open", "declined", "queue", "context", "c
 CHARACTERS = 4
 """A token stands for so many bytes of a request, roughly: other servers' tokenizers are not known."""
 
-_DATA = re.compile(rb'data:[^"]*')
+_BASE64 = rb"[\w+/=\\-]*"
+_FILES = re.compile(rb'(?<!\\)"(data:[\w/\\+.;=-]{1,200};base64,%b|data"\s*:\s*"%b")' % (_BASE64, _BASE64))
+"""Images and other files, as OpenAI's dialects have them and as Anthropic's has; not where a text speaks of such."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Wants:
         return None if self.deadline is None else self.deadline - time.monotonic()
 
 
-def counting() -> Wants:
+async def counting() -> Wants:
     """What there is to know of a text whose tokens are to be counted, however many they are."""
     return Wants(answer=False)
 
@@ -67,17 +69,19 @@ class Standing:
 
 def estimated_tokens(body: bytes) -> int:
     """Of a request's body, without images."""
-    return len(_DATA.sub(b"", body)) // CHARACTERS
+    return len(_FILES.sub(b"", body)) // CHARACTERS
 
 
-def needs(document: JsonObject) -> frozenset[Capability]:
+def capabilities_needed(document: JsonObject) -> frozenset[Capability]:
     """What a request in the words of ``/v1/chat/completions`` or ``/v1/completions`` needs."""
     found: set[Capability] = set()
     if document.get("tools"):
         found.add("tools")
-    if document.get("logprobs") not in (None, False):
+    # 0 asks completions for those of the tokens themselves.
+    if document.get("logprobs") is not None and document["logprobs"] is not False:
         found.add("logprobs")
-    if (document.get("response_format") or {}).get("type", "text") != "text":
+    shape = (document.get("response_format") or {}).get("type", "text")
+    if shape != "text" or document.get("regex") or document.get("grammar"):
         found.add("structured_output")
     if any(part.get("type") == "image_url" for part in _parts(document)):
         found.add("images")

@@ -20,7 +20,7 @@ from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
 from jackfield.api.routing import ask_route
 from jackfield.backends.remote import UpstreamModel
-from jackfield.backends.route import counting
+from jackfield.backends.route import capabilities_needed, counting
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError, UpstreamError
 from jackfield.exchange import Exchange
@@ -50,6 +50,7 @@ from jackfield.protocol.anthropic.request import (
     TokenCountRequest,
 )
 from jackfield.protocol.base import AnswerModel, JsonObject
+from jackfield.settings.upstreams import Capability
 
 
 async def messages(request: Request) -> Response:
@@ -98,6 +99,10 @@ class _MessagesReply(Reply[MessagesRequest]):
         self._chat = as_chat(asked)
         self._conversation = Conversation(self._chat, model, exchange, host)
         self._blocks = Blocks(_thoughts(asked))
+
+    @classmethod
+    async def needs(cls, asked: MessagesRequest, exchange: Exchange, host: Host) -> frozenset[Capability]:
+        return capabilities_needed(as_chat(asked).model_dump(mode="json", by_alias=True, exclude_unset=True))
 
     async def prepare(self) -> None:
         """Make the prompt first."""

@@ -17,13 +17,14 @@ from jackfield.api.logprobs import token_logprob
 from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
 from jackfield.api.responses import input as given
-from jackfield.api.responses.conversion import chat_request
+from jackfield.api.responses.conversion import Placed, chat_request
 from jackfield.api.responses.echo import echo
 from jackfield.api.responses.output import Numbered, Output, new_id
 from jackfield.api.responses.stored import owner_of
 from jackfield.api.responses.toolbox import Toolbox
 from jackfield.api.responses.truncation import fitted
 from jackfield.backends.remote import RemoteModel
+from jackfield.backends.route import capabilities_needed
 from jackfield.choice import AnswerFinish, Delta
 from jackfield.errors import InvalidRequestError, JackfieldError
 from jackfield.exchange import Exchange
@@ -44,6 +45,7 @@ from jackfield.protocol.responses.answer import (
 from jackfield.protocol.responses.events import ErrorEvent, Event, ResponseEvent
 from jackfield.protocol.responses.request import ResponseRequest
 from jackfield.response_store import StoredResponse
+from jackfield.settings.upstreams import Capability
 
 
 async def create_response(request: Request) -> HttpResponse:
@@ -74,12 +76,16 @@ class _ResponseReply(Reply[ResponseRequest]):
 
     # --- The request -------------------------------------------------------------------------------------------------
 
+    @classmethod
+    async def needs(cls, asked: ResponseRequest, exchange: Exchange, host: Host) -> frozenset[Capability]:
+        earlier, own = await _gathered(asked, owner_of(exchange.info.identity), host)
+        chat, _ = await asyncio.to_thread(chat_request, asked, [*earlier, *own], Toolbox(asked))
+        return capabilities_needed(chat.model_dump(mode="json", by_alias=True, exclude_unset=True))
+
     async def prepare(self) -> None:
         """Gather the conversation and make its prompt first."""
         self._check_store()
-        store = self.host.responses
-        earlier = await given.earlier(self.asked, store, self._owner)
-        self._own = await given.own(self.asked, store, self.host.recent_items, self._owner)
+        earlier, self._own = await _gathered(self.asked, self._owner, self.host)
         chat, places = await asyncio.to_thread(chat_request, self.asked, [*earlier, *self._own], self._tools)
         try:
             if self.asked.truncation == "auto" and not isinstance(self.model, RemoteModel):
@@ -206,6 +212,12 @@ class _ResponseReply(Reply[ResponseRequest]):
             whole.store = await self.host.responses.put(stored)
         elif self.asked.store is None:
             self.host.recent_items.remember(self._owner, made)
+
+
+async def _gathered(asked: ResponseRequest, owner: str, host: Host) -> tuple[list[Placed], list[Placed]]:
+    """The items that a request goes on from, and its own."""
+    earlier = await given.earlier(asked, host.responses, owner)
+    return earlier, await given.own(asked, host.responses, host.recent_items, owner)
 
 
 def _error(event: Numbered, error: JackfieldError) -> ErrorEvent:
