@@ -1,8 +1,11 @@
 """Text, conversations and tokens, in the words of vLLM's clients and of llama.cpp's."""
 
+import http.client
 import json
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from jackfield.errors import InvalidRequestError
 from jackfield.hooks import Identity, hookimpl
 from jackfield.models.registry import Registry, ServedModel
 from jackfield.models.tokenizer import Tokenizer
-from jackfield.testing import StartServer
+from jackfield.testing import JackfieldServer, StartServer, serving
 from model_fixtures import TOKENIZER_FILES
 from scripted_engine import Stage, staged
 from serving import Server
@@ -26,6 +29,8 @@ TEXT = "The capital of France is Paris."
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 TOOL = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object", "properties": {}}}}
 BEGIN, END = "<|im_start|>", "<|endoftext|>"
+PATIENCE = 5.0
+"""Seconds after which something has not happened."""
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +290,47 @@ def test_a_long_text_is_read_whole(starter_server: Server) -> None:
     text = "word " * 40_000
     assert len(json.dumps(text)) > 65_536
     assert post(starter_server, "tokenize", prompt=text)["count"] >= 40_000
+
+
+# ---------------------------------------------------------------------------------------- clients that hang up
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[socket.socket]:
+    """Another server, which hears what it is asked and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def passing_on(jackfield_tokenizer: Path, silent: socket.socket) -> Iterator[JackfieldServer]:
+    upstreams = {"silent": {"url": f"http://127.0.0.1:{silent.getsockname()[1]}/v1"}}
+    with serving(jackfield_tokenizer, models={"far": {"route": ["silent"]}}, upstreams=upstreams) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "Hi"}),
+        ("/v1/detokenize", {"tokens": [72]}),
+        ("/apply-template", {"messages": QUESTION}),
+        ("/v1/messages/count_tokens", {"messages": QUESTION}),
+        ("/v1/tokenizer_info?model=far", None),
+    ],
+    ids=str,
+)
+def test_who_is_asked_hears_that_the_client_has_gone(
+    passing_on: JackfieldServer, silent: socket.socket, path: str, body: dict[str, Any] | None
+) -> None:
+    with closing(http.client.HTTPConnection(passing_on.url.removeprefix("http://"), timeout=PATIENCE)) as client:
+        client.request("POST" if body else "GET", path, json.dumps({"model": "far", **body}) if body else None)
+        asked, _ = silent.accept()
+        asked.settimeout(PATIENCE)
+        assert asked.recv(65_536)
+    with asked:
+        while asked.recv(65_536):
+            pass
+    gauge = 'jackfield_upstream_requests_waiting{upstream="silent"} 0.0'
+    passing_on.wait_until(lambda: gauge in passing_on.get("/metrics").text)

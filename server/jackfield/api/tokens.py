@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jackfield.api import body
-from jackfield.api.routing import ask_route
+from jackfield.api.routing import Ask, ask_route
 from jackfield.api.token_ids import known_tokens
 from jackfield.backends.remote import UpstreamModel
 from jackfield.backends.route import counting
@@ -62,7 +62,25 @@ async def tokenizer_info(request: Request) -> Response:
         told = {"model": model.id, "model_max_length": model.context_length, **model.tokenizer.settings()}
         return TokenizerInfo.model_validate(told)
 
-    return _answer(await ask_route(request, name, Exchange.unlogged(request), counting, ask))
+    return await looked_up(request, name, ask)
+
+
+async def looked_up(request: Request, name: str | None, ask: Ask[AnswerModel]) -> Response:
+    """What somebody on a model's route tells for whom nothing has to be generated, while the client waits for it.
+
+    Args:
+        request: HTTP's.
+        name: the model's.
+        ask: for the answer.
+
+    Raises:
+        JackfieldError: nobody tells.
+        ClientDisconnect: the client has hung up.
+    """
+    async with request.app.state.drain.interrupting():
+        asking = ask_route(request, name, Exchange.unlogged(request), counting, ask)
+        answer = await body.unless_gone(request, asking)
+    return Response(answer.to_json(), media_type="application/json")
 
 
 async def _respond(
@@ -81,11 +99,7 @@ async def _respond(
         # Long texts and templates take their time.
         return await asyncio.to_thread(answer, asked, model)
 
-    return _answer(await ask_route(request, asked.model, Exchange.unlogged(request), counting, ask))
-
-
-def _answer(answer: AnswerModel) -> Response:
-    return Response(answer.to_json(), media_type="application/json")
+    return await looked_up(request, asked.model, ask)
 
 
 def _tokenized(asked: TokenizeRequest, model: ServedModel) -> Tokens:

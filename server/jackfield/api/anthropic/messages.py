@@ -18,9 +18,9 @@ from jackfield.api.anthropic.names import own_names
 from jackfield.api.conversation import Conversation
 from jackfield.api.reply import Reply
 from jackfield.api.respond import respond
-from jackfield.api.routing import ask_route
+from jackfield.api.tokens import looked_up
 from jackfield.backends.remote import UpstreamModel
-from jackfield.backends.route import capabilities_needed, counting
+from jackfield.backends.route import capabilities_needed
 from jackfield.choice import Delta
 from jackfield.errors import JackfieldError, UpstreamError
 from jackfield.exchange import Exchange
@@ -71,8 +71,7 @@ async def count_tokens(request: Request) -> Response:
             return await question.ask("/messages/count_tokens", document, _their_count)
         return await _counted(asked, model)
 
-    count = await ask_route(request, asked.model, Exchange.unlogged(request), counting, ask)
-    return Response(count.to_json(), media_type="application/json")
+    return await looked_up(request, asked.model, ask)
 
 
 async def _counted(asked: TokenCountRequest, model: ServedModel) -> TokenCount:
