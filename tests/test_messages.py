@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from contract import validator
+from faulty_upstream import FaultyUpstream, faulty_upstream
 from jackfield.engine.request import CacheUse, FinishEvent, StartEvent, TokenEvent
 from jackfield.errors import EngineError, MemoryPressureError
 from jackfield.hooks import Identity, JsonObject, TextDelta, hookimpl
@@ -911,6 +912,45 @@ def test_backends_of_plugins_get_it_in_openais_words(jackfield_server: StartServ
     (got,) = elsewhere.bodies
     assert got["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert got["stop"] == ["."]
+
+
+@pytest.fixture(scope="module")
+def office() -> Iterator[FaultyUpstream]:
+    with faulty_upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def passing_on(jackfield_tokenizer: Path, office: FaultyUpstream) -> Iterator[JackfieldServer]:
+    speaks = ("openai", "vllm", "llama.cpp")
+    upstreams = {name: {"url": office.url, "speaks": name} for name in speaks}
+    models = {name: {"route": [name]} for name in speaks}
+    with serving(jackfield_tokenizer, models=models, upstreams=upstreams) as started:
+        yield started
+
+
+SILENCE: JsonObject = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "sent"),
+    [
+        ("openai", None, {}),
+        ("openai", {"type": "disabled"}, SILENCE),
+        ("openai", {"type": "enabled", "budget_tokens": 2000}, {"chat_template_kwargs": {"enable_thinking": True}}),
+        # These know it, and would let the model think.
+        ("vllm", None, SILENCE),
+        ("llama.cpp", None, SILENCE),
+    ],
+    ids=str,
+)
+def test_other_servers_hear_of_thoughts_what_the_client_says(
+    passing_on: JackfieldServer, office: FaultyUpstream, model: str, thinking: JsonObject | None, sent: JsonObject
+) -> None:
+    office.bodies.clear()
+    assert ask(passing_on, model=model, thinking=thinking).status == 200
+    (got,) = office.bodies
+    assert {name: value for name, value in got.items() if name == "chat_template_kwargs"} == sent
 
 
 def test_a_client_that_hangs_up_stops_the_work(server: JackfieldServer) -> None:

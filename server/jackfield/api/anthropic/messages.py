@@ -113,7 +113,13 @@ class _MessagesReply(Reply[MessagesRequest]):
         return self._conversation.ask(self._id)
 
     def document(self) -> JsonObject:
-        return self._conversation.asked.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        # A server that refuses what is not OpenAI's could never answer, though the client has said nothing of thoughts.
+        unsaid = {"chat_template_kwargs"} if self.asked.thinking is None and self._is_for_any_server else None
+        return self._conversation.asked.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=unsaid)
+
+    @property
+    def _is_for_any_server(self) -> bool:
+        return isinstance(self.model, UpstreamModel) and self.model.question.upstream.settings.speaks == "openai"
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | self._conversation.facts()
