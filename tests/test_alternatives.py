@@ -1,5 +1,6 @@
 """Errors name whoever could answer instead: another model, or another server."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,12 @@ from typing import Any
 import pytest
 
 from jackfield.errors import EngineError, JackfieldError, MemoryPressureError, QueueFullError, ShuttingDownError
+from jackfield.events import EventBus
+from jackfield.models.lineup import Lineup
 from jackfield.models.profile import Profile
 from jackfield.models.registry import Entry, Registry, ServedModel
+from jackfield.models.service import model_id
+from jackfield.settings import load
 from jackfield.testing import JackfieldServer, serving
 from jackfield.testing import server as testing_server
 
@@ -105,3 +110,49 @@ def test_a_stream_is_told_too(server: JackfieldServer) -> None:
     reply = server.chat("Hi", stream=True)
     error = next(one["error"] for one in reply.chunks if "error" in one)
     assert "Ask 'longest', which is in memory and has no queue." in error["suggestions"]
+
+
+OFFICE = {"office": {"url": "http://127.0.0.1:1/v1"}}
+
+
+def route_suggested(tokenizer: Path, **settings: Any) -> str | None:
+    """What whoever runs a server with these settings is told when its model is busy."""
+    name = model_id(settings["model"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing_server, "Registry", lambda models: Registry([replace(models[0], id=name)]))
+        with serving(tokenizer, upstreams=OFFICE, **settings) as started:
+            told = suggestions(started, QueueFullError(9), model=name)
+    return next((one for one in told if one.startswith("Let")), None)
+
+
+@pytest.mark.parametrize("model", ["starter", "org/name", "Qwen2.5-Coder", "org/name:Q4_K_M", "folder"])
+def test_the_route_that_is_suggested_works_word_for_word(jackfield_tokenizer: Path, tmp_path: Path, model: str) -> None:
+    if model == "folder":
+        model = str(tmp_path / 'a "tiny" 😀 folder')
+        Path(model).mkdir()
+    name = model_id(model)
+    told = route_suggested(jackfield_tokenizer, model=model)
+    assert told is not None
+    written = re.fullmatch(
+        r"Let office answer when this model cannot: (?:(aliases = .*) and )?(route = .*) in (.*)\.", told
+    )
+    assert written, told
+    aliases, route, table = written.groups(default="")
+    file = tmp_path / "jackfield.toml"
+    file.write_text(f"{table}\n{aliases}\n{route}\n", "utf-8")
+
+    followed = load({"model": model, "upstreams": OFFICE}, file, environment={})
+    registry = Lineup(followed, lambda name, progress: tmp_path, EventBus(), tell=print).registry
+    (entry,) = registry.entries
+    assert registry.meant(name).entry is entry, "clients call it what they called it"
+    assert followed.of_model(entry.id).model == model
+    steps = followed.models[entry.id].route
+    assert [(step.backend, step.model or entry.id) for step in steps][1:] == [("office", name)]
+    assert steps[0].backend == "mlx"
+
+
+def test_no_table_is_suggested_that_would_take_away_a_models_adapters(jackfield_tokenizer: Path) -> None:
+    adapters = {"tuned": "org/adapter"}
+    assert route_suggested(jackfield_tokenizer, model="org/name", adapters=adapters) is None
+    tables = {"org/name": {"adapters": adapters}}
+    assert route_suggested(jackfield_tokenizer, model="org/name", models=tables) is not None

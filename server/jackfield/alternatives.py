@@ -11,8 +11,11 @@ from jackfield.errors import (
     ShuttingDownError,
 )
 from jackfield.hooks.data import RequestInfo
+from jackfield.models.lineup import named, served_as
 from jackfield.models.profile import Capability
 from jackfield.models.registry import Entry, Registry
+from jackfield.settings import Settings
+from jackfield.settings.describe import literal, table
 from jackfield.settings.upstreams import OWN, Route
 
 MOST = 2
@@ -37,12 +40,20 @@ class Alternatives:
         route: a model's, if it has one.
         registry: the models.
         upstreams: the other servers.
+        settings: the server's.
     """
 
-    def __init__(self, route: Callable[[Entry], Route], registry: Registry, upstreams: Mapping[str, Upstream]) -> None:
+    def __init__(
+        self,
+        route: Callable[[Entry], Route],
+        registry: Registry,
+        upstreams: Mapping[str, Upstream],
+        settings: Settings,
+    ) -> None:
         self._route_of = route
         self._registry = registry
         self._upstreams = upstreams
+        self._settings = settings
 
     def suggest(self, error: JackfieldError, request: RequestInfo) -> tuple[str, ...]:
         """What else can be done than what the error says itself."""
@@ -99,5 +110,18 @@ class Alternatives:
         entry = next((one for one in self._registry.entries if self._means(one, model)), None)
         if entry is None or error.category == "upstream" or any(s.backend != OWN for s in self._route_of(entry)):
             return
-        if name := next(filter(self._is_well, self._upstreams), None):
-            yield f'Let {name} answer when this model cannot: route = ["mlx", "{name}"] in [models.{entry.id}].'
+        name = next((one for one in named(self._settings) if served_as(self._settings, one) == entry.id), entry.id)
+        if self._settings.adapters and name not in self._settings.models:
+            # Once a model has a table, its adapters have to be in there too.
+            return
+        if upstream := next(filter(self._is_well, self._upstreams), None):
+            yield f"Let {upstream} answer when this model cannot: {_routed(entry.id, name, upstream)}."
+
+
+def _routed(called: str, name: str, upstream: str) -> str:
+    """What a file says to route a model by way of an upstream, which clients call so, and the settings so."""
+    if called == name:
+        return f"route = {literal([OWN, upstream])} in {table('models', name)}"
+    # A table's name is what a model is called, by clients and upstreams too.
+    way = f"{{ backend = {literal(upstream)}, model = {literal(called)} }}"
+    return f"aliases = {literal([called])} and route = [{literal(OWN)}, {way}] in {table('models', name)}"

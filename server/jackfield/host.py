@@ -75,7 +75,7 @@ class Host:
         self.upstreams = {name: Upstream(name, one) for name, one in settings.upstreams.items()}
         self._retired: list[Upstream] = []
         self._routes = {name: one.route for name, one in settings.models.items()}
-        self.alternatives = Alternatives(self.route, registry, self.upstreams)
+        self.alternatives = Alternatives(self.route, registry, self.upstreams, settings)
         self._parsers = hooks.tool_parsers([AUTO, *NAMES])
         self._check_parser()
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -22,6 +22,7 @@ from jackfield.events import Event, EventBus
 from jackfield.models.plan import MemoryPlan
 from jackfield.models.registry import Entry, ServedModel
 from jackfield.models.sizes import gigabytes
+from jackfield.settings.describe import table
 
 logger = logging.getLogger(__name__)
 
@@ -298,9 +299,8 @@ class OnDemand:
             InUseError: it has to stay.
         """
         if entry.pinned:
-            advice = (
-                f"Set pinned = false in [models.{entry.id}], unless a group of processes serves it: that one stays."
-            )
+            own = table("models", entry.id)
+            advice = f"Set pinned = false in {own}, unless a group of processes serves it: that one stays."
             raise InUseError(entry.id, "it is pinned", advice)
         async with self._turn:
             if entry.loans:

@@ -1,6 +1,7 @@
 """What there is to set, in words: for files, pages and tables."""
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ HEADER = """\
 
 TABLES = ("models", "upstreams", "plugins")
 """Settings that have a table for each name; in a file they come last, since what follows a table belongs to it."""
+
+
+_BARE = re.compile("[A-Za-z0-9_-]+")
+"""A key that needs no quotes."""
 
 
 class Described(NamedTuple):
@@ -59,4 +64,10 @@ def literal(value: Any) -> str:
         case tuple():
             return json.dumps([str(one) for one in value])
         case _:
-            return json.dumps(value, default=str)
+            # Unlike JSON, TOML has no pairs of escapes for what lies beyond 16 bits.
+            return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def table(setting: str, name: str) -> str:
+    """The heading of one of a setting's tables."""
+    return f"[{setting}.{name if _BARE.fullmatch(name) else literal(name)}]"
