@@ -97,13 +97,12 @@ class PluggedModel(RemoteModel):
     def answer(self, document: JsonObject, exchange: Exchange, *, plain: bool) -> PluggedAnswer:
         """The backend's answer; nobody knows its tokens, so that a few bytes count as one."""
         requests = stand_ins(document, document.get("n") or 1)
-        held = any(document.get(name) for name in ("regex", "grammar"))
         task = PluggedTask(
             document | {"model": self._called},
             requests,
             prompt_tokens=estimated_tokens(json.dumps(document).encode()),
             count=lambda text: -(-len(text.encode()) // CHARACTERS),
-            plain=plain and len(requests) == 1 and not held,
+            plain=plain and len(requests) == 1,
             deadline=self._deadline,
         )
         return self._begin(task, exchange)
