@@ -70,6 +70,12 @@ def test_what_does_not_fit_has_a_status_and_advice_of_its_own(tmp_path: Path) ->
     assert facts(*limited, "--context-length", "16384", HF_HOME=str(tmp_path))["fits"] is True
 
 
+def test_a_model_that_the_settings_have_a_table_for(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "jackfield.toml"
+    file.write_text(f'model = "coder"\n[models.coder]\nsource = "{tiny_model}"\ncontext_length = 512')
+    assert facts("--config", str(file))["context_length"] == 512
+
+
 def test_a_model_in_a_folder_on_this_machine(tiny_model: Path) -> None:
     found = facts(str(tiny_model))
     assert found["downloaded"] is True

@@ -337,6 +337,40 @@ def test_a_quantized_copy_is_served_by_its_name(hub: FakeHub, cache: Path) -> No
     assert set(listed()) == {NAME}
 
 
+def test_a_model_that_has_changed_is_quantized_again(tmp_path: Path, cache: Path) -> None:
+    source = checkpoint(tmp_path / "source", hidden_size=64)
+    assert models("quantize", source).exit_code == 0
+    folder = resolve(f"{source}:4bit", cache=cache)
+    weights = folder / "model-00001.safetensors"
+    made, before = weights.stat().st_mtime_ns, weights.read_bytes()
+    assert "has changed" not in models("quantize", source).stderr
+    assert weights.stat().st_mtime_ns == made, "nothing is done twice"
+    write_model(source, config := json.loads((source / "config.json").read_text()), random_weights(config, 7))
+    again = models("quantize", source)
+    assert (again.exit_code, "has changed since it was quantized" in again.stderr) == (0, True)
+    assert weights.read_bytes() != before
+
+
+def test_a_copy_needs_the_model_it_was_made_from_no_longer(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint(tmp_path / "source", hidden_size=64)
+    monkeypatch.chdir(tmp_path)
+    assert models("quantize", "./source").exit_code == 0
+    shutil.rmtree(source)
+    assert facts("info", "./source:4bit")["downloaded"] is True
+    monkeypatch.chdir("/")
+    assert list(listed()) == [f"{source}:4bit"]
+    assert facts("info", f"{source}:4bit")["downloaded"] is True
+
+
+def test_a_table_of_the_settings_is_a_name(tiny_model: Path, tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "jackfield.toml"
+    file.write_text(f'model = "coder"\n[models.coder]\nsource = "{tiny_model}"\ncontext_length = 512')
+    found = facts("info", "coder", "--config", file)
+    assert (found["folder"], found["plan"]["context_length"]) == (str(tiny_model), 512)
+
+
 def test_a_folder_and_a_new_one(tiny_model: Path, tmp_path: Path, cache: Path) -> None:
     out = tmp_path / "new" / "model-8bit"
     result = models("quantize", tiny_model, "--bits", "8", "--out", out)

@@ -261,7 +261,7 @@ def info(name: str, config: Path | None, as_json: bool) -> None:
     settings = _settings(config)
     from jackfield.cli.model_card import read_card  # noqa: PLC0415
 
-    card = read_card(settings.model_copy(update={"model": name}))
+    card = read_card(settings.of_model(name))
     if as_json:
         _print(card.as_json())
     else:
@@ -288,20 +288,24 @@ def quantize(name: str, bits: str, group_size: str, out: Path | None, config: Pa
     settings = _settings(config)
     from jackfield.models.inventory import size_of  # noqa: PLC0415
     from jackfield.models.quantize import quantize  # noqa: PLC0415
-    from jackfield.models.quantized import Recipe, write_origin  # noqa: PLC0415
+    from jackfield.models.quantized import Recipe, is_outdated, state_of, write_origin  # noqa: PLC0415
     from jackfield.models.sources import resolve  # noqa: PLC0415
     from jackfield.models.store import build_once  # noqa: PLC0415
 
-    recipe = Recipe(name, int(bits), int(group_size))
+    recipe = Recipe(name, int(bits), int(group_size)).anywhere()
     if out is not None and out.exists():
         raise ConfigurationError(f"{out} is there already.", suggestions=("Choose another --out.",))
     source = resolve(name, cache=settings.cache_dir, progress=RichProgress())
     target = out.absolute() if out else recipe.folder(settings.cache_dir)
+    state = state_of(source)
+    if is_outdated(target, state):
+        click.echo(f"{name} has changed since it was quantized, so that is done again.", err=True)
+        shutil.rmtree(target)
 
     def build(folder: Path) -> None:
         quantize(source, folder, bits=recipe.bits, group_size=recipe.group_size, progress=RichProgress())
         if out is None:
-            write_origin(folder, recipe.name)
+            write_origin(folder, recipe.name, state=state)
 
     build_once(target, build, RichProgress())
     if out:

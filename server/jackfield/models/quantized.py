@@ -3,11 +3,11 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jackfield.errors import ModelLoadError
-from jackfield.models.folder import read_json
+from jackfield.models.folder import PATH_STARTS, read_json
 from jackfield.models.progress import Progress
 
 NAME = re.compile(r"(?P<source>.+):(?P<bits>[234568])bit(-g(?P<group>32|64|128))?", re.ASCII)
@@ -37,10 +37,15 @@ class Recipe:
         """What it is served by."""
         return f"{self.source}:{self.tag}"
 
+    def anywhere(self) -> "Recipe":
+        """The same, by a name that means it in every folder, and when the model that it was made from is gone."""
+        path = Path(self.source).expanduser()
+        own = self.source.startswith(PATH_STARTS) or path.exists()
+        return replace(self, source=str(path.resolve())) if own else self
+
     def folder(self, cache: Path) -> Path:
         """Where it is, or would be."""
-        path = Path(self.source).expanduser()
-        origin = str(path.resolve()) if path.exists() else self.source
+        origin = self.anywhere().source
         stem = re.sub(r"[^\w.-]", "_", origin.rpartition("/")[2])[:80]
         digest = hashlib.sha256(origin.encode()).hexdigest()[:16]
         return cache / "models" / f"quantized-{stem}-{self.bits}bit-g{self.group_size}-{digest}"
@@ -75,9 +80,29 @@ class Quantized:
         return folder
 
 
-def write_origin(folder: Path, name: str, file: str = "") -> None:
-    """Note in a folder of the cache what it was made from, and which file that is if the name does not say it."""
-    (folder / ORIGIN).write_text(json.dumps({"name": name} | ({"file": file} if file else {})), "utf-8")
+def write_origin(folder: Path, name: str, file: str = "", *, state: str = "") -> None:
+    """Note in a folder of the cache what it was made from.
+
+    Args:
+        folder: that one.
+        name: what it is served by.
+        file: which one it is, if the name does not say it.
+        state: of what it was made from, see `state_of`.
+    """
+    noted = {"name": name, "file": file, "state": state}
+    (folder / ORIGIN).write_text(json.dumps({key: value for key, value in noted.items() if value}), "utf-8")
+
+
+def state_of(source: Path) -> str:
+    """In which state a model's files are: whoever writes them anew changes it."""
+    status = ((file.name, file.stat()) for file in sorted(source.iterdir()) if file.is_file())
+    content = "\n".join(f"{name} {one.st_size} {one.st_mtime_ns}" for name, one in status)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def is_outdated(folder: Path, state: str) -> bool:
+    """Whether a copy is there that was made from files in another state."""
+    return folder.is_dir() and read_json(folder / ORIGIN).get("state", state) != state
 
 
 def read_origin(folder: Path) -> tuple[str, str] | None:
