@@ -1,8 +1,14 @@
 """The circuit breaker, with a clock that tests turn."""
 
+import asyncio
+
 import pytest
 
 from jackfield.backends.breaker import Breaker
+from jackfield.backends.chunks import SpokenTokens
+from jackfield.backends.question import Question
+from jackfield.backends.upstream import Upstream
+from jackfield.settings.upstreams import UpstreamSettings
 
 
 class Clock:
@@ -103,3 +109,13 @@ def test_who_began_before_it_opened_says_nothing_new(breaker: Breaker) -> None:
     fail(breaker, 3)
     early.spoke()
     assert breaker.state == "open"
+
+
+def test_a_probe_that_fails_in_a_way_that_nobody_foresaw_makes_room(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, 3)
+    clock.now += 11
+    upstream = Upstream("far", UpstreamSettings(url="http://127.0.0.1:1/v1"), breaker)
+    question = Question(upstream, "theirs", SpokenTokens(), {"X-Odd": "é"})
+    with pytest.raises(UnicodeEncodeError):
+        asyncio.run(question.ask("/tokenize", {}, lambda told: told))
+    assert (breaker.state, breaker.lets_through, upstream.waiting) == ("half_open", True, 0)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from jackfield.backends.chunks import SpokenTokens
 from jackfield.backends.dialect import said
 from jackfield.backends.turn import Turn
-from jackfield.backends.upstream import Upstream
+from jackfield.backends.upstream import Upstream, sendable
 from jackfield.errors import DeadlineExceededError, JackfieldError
 from jackfield.protocol.base import JsonObject
 
@@ -42,8 +42,13 @@ class Question:
         return {name: value for name, value in document.items() if name not in NOT_PASSED_ON} | {"model": self.model}
 
     def along(self, headers: Mapping[str, str], *names: str) -> "Question":
-        """With those of a client's headers."""
-        return replace(self, headers={**self.headers, **{name: headers[name] for name in names if name in headers}})
+        """With those of a client's headers.
+
+        Raises:
+            InvalidRequestError: one of them cannot go along.
+        """
+        found = {name: sendable(name, headers[name]) for name in names if name in headers}
+        return replace(self, headers={**self.headers, **found})
 
     def seconds(self, patience: float) -> float:
         """How long it may say nothing."""
@@ -83,7 +88,8 @@ class Question:
         except JackfieldError as error:
             turn.failed(error)
             raise
-        except asyncio.CancelledError:
+        except BaseException:
+            # Whatever it is, it waits there no more.
             turn.abandoned()
             raise
         turn.succeeded()
@@ -92,5 +98,5 @@ class Question:
     def _understood(self, read: Callable[[JsonObject], Answer], told: JsonObject) -> Answer:
         try:
             return read(told)
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
             raise self.upstream.nonsense("its answer is not as such servers' are") from None

@@ -12,7 +12,7 @@ import httpx2
 
 from jackfield.backends.breaker import Attempt, Breaker
 from jackfield.backends.refusals import refused
-from jackfield.errors import LoopError, UpstreamBusyError, UpstreamError, UpstreamTimeoutError
+from jackfield.errors import InvalidRequestError, LoopError, UpstreamBusyError, UpstreamError, UpstreamTimeoutError
 from jackfield.protocol.base import JsonObject
 from jackfield.settings.upstreams import UpstreamSettings
 
@@ -37,12 +37,28 @@ def onward(trail: str, own: str) -> str:
     """The trail for the next server, with this one's own name at its end.
 
     Raises:
+        InvalidRequestError: it cannot go along.
         LoopError: the request has been here before, or at too many servers.
     """
-    servers = [one.strip() for one in trail.split(",") if one.strip()]
+    servers = [one.strip() for one in sendable(TRAIL, trail).split(",") if one.strip()]
     if own in servers or len(servers) >= LONGEST_TRAIL:
         raise LoopError
     return ", ".join([*servers, own])
+
+
+def sendable(name: str, value: str) -> str:
+    """A client's header that goes along.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
+    if value.isascii() and value.isprintable():
+        return value
+    raise InvalidRequestError(
+        f"The header {name} has characters that are not visible ASCII.",
+        code="invalid_value",
+        suggestions=(f"Send {name} without them.",),
+    )
 
 
 class Upstream:
@@ -146,7 +162,7 @@ class Upstream:
                 yield response
         except httpx2.ConnectTimeout:
             raise self.late(self.settings.connect_seconds) from None
-        except httpx2.ConnectError:
+        except (httpx2.ConnectError, httpx2.InvalidURL):
             raise self._unreachable() from None
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise self.nonsense(f"the connection broke ({type(error).__name__})") from None

@@ -1,0 +1,76 @@
+"""What other servers refuse, wherever and at whatever length they say it, and what they cannot even be asked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faulty_upstream import FaultyUpstream, faulty_upstream, refuses
+from jackfield.testing import JackfieldServer, serving
+
+QUESTION: Any = [{"role": "user", "content": "Hi"}]
+KEY = "sk-0123456789"
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultyUpstream]:
+    with faulty_upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def server(jackfield_tokenizer: Path, faulty: FaultyUpstream) -> Iterator[JackfieldServer]:
+    upstreams = {
+        "patient": {"url": faulty.url, "max_failures": 1000},
+        "weak": {"url": faulty.url, "api_key": KEY, "max_failures": 1, "rest_seconds": 600},
+        "misspelt": {"url": "http://127.0.0.999:8000/v1", "max_failures": 1000},
+    }
+    models = {name: {"route": [name]} for name in upstreams} | {"scripted": {"route": ["weak", "mlx"]}}
+    with serving(jackfield_tokenizer, models=models, upstreams=upstreams) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def fresh(faulty: FaultyUpstream) -> None:
+    faulty.acts.clear()
+    faulty.bodies.clear()
+
+
+def still_answers(server: JackfieldServer) -> bool:
+    """Whether one failure has not been counted, which would be one too many."""
+    return server.chat("Hi", model="weak").content == "Hello"
+
+
+# --- What goes along -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "header"),
+    [
+        ("/v1/messages/count_tokens", {"messages": QUESTION}, "anthropic-version"),
+        ("/v1/messages/count_tokens", {"messages": QUESTION}, "anthropic-beta"),
+        ("/v1/embeddings", {"input": "Hi"}, "Jackfield-Trail"),
+        ("/v1/chat/completions", {"messages": QUESTION}, "Jackfield-Trail"),
+    ],
+)
+def test_a_header_that_cannot_go_along_is_the_clients_mistake(
+    server: JackfieldServer, faulty: FaultyUpstream, path: str, asked: Any, header: str
+) -> None:
+    reply = server.post(path, {"model": "weak", **asked}, headers={header: "2023-06-01é"})
+    assert (reply.status, header in reply.text) == (400, True), reply.text
+    assert not faulty.bodies
+    assert 'jackfield_upstream_requests_waiting{upstream="weak"} 0.0' in server.get("/metrics").text
+    assert still_answers(server)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/tokenize"])
+def test_a_url_that_is_none_is_said_to_lead_nowhere(server: JackfieldServer, path: str) -> None:
+    reply = server.post(path, {"model": "misspelt", "messages": QUESTION})
+    assert (reply.status, "upstreams.misspelt.url" in reply.text) == (502, True), reply.text
+
+
+def test_numbers_beyond_all_numbers_are_nonsense(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(refuses(200, b'{"input_tokens": 1, "data": [{"index": 1e999, "embedding": []}]}'))
+    reply = server.post("/v1/embeddings", {"model": "patient", "input": "Hi"})
+    assert (reply.status, reply.json["error"]["code"]) == (502, "upstream_error")
