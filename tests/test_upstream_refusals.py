@@ -74,3 +74,27 @@ def test_numbers_beyond_all_numbers_are_nonsense(server: JackfieldServer, faulty
     faulty.acts.append(refuses(200, b'{"input_tokens": 1, "data": [{"index": 1e999, "embedding": []}]}'))
     reply = server.post("/v1/embeddings", {"model": "patient", "input": "Hi"})
     assert (reply.status, reply.json["error"]["code"]) == (502, "upstream_error")
+
+
+# --- Long refusals ---------------------------------------------------------------------------------------------------
+
+LONG = "x" * 200_000
+TOO_HOT = {"message": "Too hot.", "param": "temperature", "code": "invalid_value"}
+LONG_REFUSALS: dict[str, tuple[int, Any, str]] = {
+    "what was asked at its end": (400, {"error": TOO_HOT | {"input": LONG}}, "Too hot."),
+    "what was asked at its beginning": (400, {"input": LONG, "error": TOO_HOT}, "status 400"),
+    "nothing else": (400, {"error": {"message": f"Too hot: {LONG}"}}, f"Too hot: {LONG}"[:2000]),
+    "FastAPI's": (422, {"detail": [{"loc": ["body", "n"], "msg": "Too few.", "input": LONG}]}, "body.n: Too few."),
+    "a text": (400, b"Too hot.\n" + LONG.encode(), "Too hot."),
+    "a text with a number": (400, b"400 too hot", "400 too hot"),
+    "a page": (400, b"<html>" + LONG.encode(), "status 400"),
+}
+
+
+@pytest.mark.parametrize("refusal", LONG_REFUSALS)
+def test_a_refusal_of_any_length_is_one(server: JackfieldServer, faulty: FaultyUpstream, refusal: str) -> None:
+    status, body, message = LONG_REFUSALS[refusal]
+    faulty.acts.append(refuses(status, body))
+    reply = server.chat("Hi", model="weak")
+    assert (reply.status, reply.json["error"]["message"]) == (400, message)
+    assert still_answers(server)

@@ -1,9 +1,10 @@
 """What another server's refusals mean for whoever asked this one."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 from jackfield.errors import (
     InvalidRequestError,
@@ -121,10 +122,10 @@ def _mistake(name: str, model: str, status: int) -> UpstreamError:
 
 
 def _told(body: bytes) -> dict[str, Any]:
-    """OpenAI's envelope, or what some servers have in its place."""
+    """OpenAI's envelope, or what some servers have in its place; of one that is cut, what there is."""
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = from_json(body, allow_partial="trailing-strings" if body.startswith(b"{") else "off")
+    except ValueError:
         return _in_plain_words(body)
     if not isinstance(found, dict):
         return {}

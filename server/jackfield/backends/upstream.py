@@ -123,7 +123,9 @@ class Upstream:
             JackfieldError: it refuses, cannot be reached or breaks off.
         """
         async with self._asked(path, body, headers) as response:
-            data = await self._limited(response, MAX_ANSWER_BYTES)
+            data = await _beginning(response, MAX_ANSWER_BYTES)
+        if len(data) > MAX_ANSWER_BYTES:
+            raise self.nonsense("its answer is too long")
         # Vectors of many texts take their time.
         return self._object(data) if len(data) < 65_536 else await asyncio.to_thread(self._object, data)
 
@@ -156,7 +158,8 @@ class Upstream:
         try:
             async with self._http().stream(method, self._at(path), content=content, headers=headers) as response:
                 if response.status_code != 200:
-                    text = await self._limited(response, MAX_ERROR_BYTES)
+                    # Some repeat the request, however long it is.
+                    text = await _beginning(response, MAX_ERROR_BYTES)
                     asked = {"model": str((body or {}).get("model")), "path": path}
                     raise refused(self.name, response.status_code, response.headers, text, **asked)
                 yield response
@@ -196,14 +199,6 @@ class Upstream:
             )
         return self._client
 
-    async def _limited(self, response: httpx2.Response, limit: int) -> bytes:
-        data = bytearray()
-        async for piece in response.aiter_bytes():
-            data += piece
-            if len(data) > limit:
-                raise self.nonsense("its answer is too long")
-        return bytes(data)
-
     def _object(self, data: bytes) -> JsonObject:
         try:
             found: Any = json.loads(data)
@@ -216,6 +211,16 @@ class Upstream:
             told = error.get("message") if isinstance(error, dict) else error
             raise self.nonsense(f"it says: {str(told)[:300]}")
         return found
+
+
+async def _beginning(response: httpx2.Response, limit: int) -> bytes:
+    """All that it says, or more than the limit of it."""
+    data = bytearray()
+    async for piece in response.aiter_bytes():
+        data += piece
+        if len(data) > limit:
+            break
+    return bytes(data)
 
 
 async def _read_to_the_end(events: AsyncIterator[bytes]) -> None:
