@@ -1,12 +1,13 @@
 """What other servers refuse, wherever and at whatever length they say it, and what they cannot even be asked."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from faulty_upstream import FaultyUpstream, faulty_upstream, refuses
+from faulty_upstream import DONE, STREAM, FaultyUpstream, chunk, faulty_upstream, refuses, says
 from jackfield.testing import JackfieldServer, serving
 
 QUESTION: Any = [{"role": "user", "content": "Hi"}]
@@ -98,3 +99,89 @@ def test_a_refusal_of_any_length_is_one(server: JackfieldServer, faulty: FaultyU
     reply = server.chat("Hi", model="weak")
     assert (reply.status, reply.json["error"]["message"]) == (400, message)
     assert still_answers(server)
+
+
+# --- Refusals in a stream --------------------------------------------------------------------------------------------
+
+BEGUN = STREAM + b": heartbeat\n\n"
+
+
+def event(error: Any) -> bytes:
+    """An error in a stream."""
+    return b"data: %b\n\n" % json.dumps({"error": error}).encode()
+
+
+OURS = {
+    "message": "This model's maximum context length is 8 tokens. However, your messages resulted in 9 tokens.",
+    "type": "invalid_request_error",
+    "param": "messages",
+    "code": "context_length_exceeded",
+    "category": "request",
+    "suggestions": ["Shorten the messages by at least 2 tokens."],
+}
+VLLMS = {"message": OURS["message"], "type": "BadRequestError", "param": None, "code": 400}
+OPENAIS = {"message": "Too hot.", "type": "invalid_request_error", "param": "temperature", "code": None}
+MISTAKES: dict[str, tuple[Any, int, str | None]] = {
+    "Jackfield's": (OURS, 400, "context_length_exceeded"),
+    "vLLM's": (VLLMS, 400, "context_length_exceeded"),
+    "OpenAI's": (OPENAIS, 400, None),
+    "not supported": ({"message": "No suffix.", "code": 501}, 400, "unsupported_value"),
+    "too often": ({"message": "Slowly.", "code": "429"}, 429, "upstream_rate_limit"),
+    "too often for OpenAI": ({"message": "Slowly.", "code": "rate_limit_exceeded"}, 429, "upstream_rate_limit"),
+    "a queue": ({"message": "Full.", "type": "rate_limit_error", "category": "busy"}, 429, "upstream_rate_limit"),
+    "a circle": ({"message": "Round.", "code": "upstream_loop", "category": "upstream"}, 508, "upstream_loop"),
+}
+FAILURES: dict[str, tuple[Any, int, str]] = {
+    "an engine": ({"message": "Broken.", "category": "engine"}, 503, "upstream_unavailable"),
+    "too late": ({"message": "Late.", "type": "timeout_error", "category": "time"}, 504, "upstream_timeout"),
+    "another one": ({"message": "Gone.", "type": "server_error", "code": "upstream_error"}, 502, "upstream_error"),
+    "another number": ({"message": "Gone.", "code": "1301"}, 502, "upstream_error"),
+    "odd": ({"message": "Gone.", "code": [400], "type": {}}, 502, "upstream_error"),
+    "a text": ("Gone.", 502, "upstream_error"),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_refused_in_a_stream_is_refused(
+    server: JackfieldServer, faulty: FaultyUpstream, mistake: str, stream: bool
+) -> None:
+    error, status, code = MISTAKES[mistake]
+    faulty.acts.append(says(BEGUN + event(error) + DONE))
+    reply = server.chat("Hi", model="weak", stream=stream)
+    told = reply.json["error"]
+    assert (reply.status, told["code"]) == (status, code)
+    if status == 400:
+        assert told["param"] == error.get("param")
+    if mistake == "Jackfield's":
+        assert (told["message"], told["suggestions"]) == (OURS["message"], OURS["suggestions"])
+    assert still_answers(server)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_fails_in_a_stream_has_failed(server: JackfieldServer, faulty: FaultyUpstream, failure: str) -> None:
+    error, status, code = FAILURES[failure]
+    faulty.acts.append(says(BEGUN + event(error)))
+    reply = server.chat("Hi", model="patient")
+    assert (reply.status, reply.json["error"]["code"]) == (status, code)
+    assert "." in reply.json["error"]["message"]
+
+
+def test_who_is_refused_in_a_stream_for_length_is_answered_elsewhere(
+    server: JackfieldServer, faulty: FaultyUpstream
+) -> None:
+    faulty.acts.append(says(BEGUN + event(OURS)))
+    server.says("Here.")
+    reply = server.chat("Hi", jackfield=True, stream=True)
+    assert reply.content == "Here."
+    assert [(one["backend"], one.get("reason")) for one in reply.extension["attempts"]] == [
+        ("weak", "context_length_exceeded"),
+        ("mlx", None),
+    ]
+
+
+def test_whatever_is_refused_after_words_is_told(server: JackfieldServer, faulty: FaultyUpstream) -> None:
+    faulty.acts.append(says(STREAM + chunk(content="Half an ans") + event(OURS)))
+    reply = server.chat("Hi", model="patient", stream=True)
+    [told] = [one["error"] for one in reply.chunks if "error" in one]
+    assert (told["code"], OURS["message"] in told["message"]) == ("upstream_error", True)

@@ -70,6 +70,34 @@ def refused(
     return known.get(status, failed)
 
 
+def told_status(error: object) -> int:
+    """HTTP's status for what is told without one, as in a stream that has begun.
+
+    Args:
+        error: as it is told: OpenAI's envelope has it as its content.
+    """
+    told = error if isinstance(error, dict) else {}
+    # vLLM, llama.cpp, LiteLLM and OpenRouter repeat the status there.
+    if re.fullmatch("[45][0-9][0-9]", str(told.get("code"))):
+        return int(told["code"])
+    return next((_STATUSES[word] for name in _SAYING if (word := str(told.get(name))) in _STATUSES), 500)
+
+
+_SAYING = ("code", "type", "category")
+_STATUSES = {
+    "upstream_loop": 508,
+    "upstream_timeout": 504,
+    "upstream_unavailable": 503,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "invalid_request_error": 400,
+    "busy": 503,
+    "memory": 503,
+    "engine": 503,
+}
+"""What OpenAI's and Jackfield's words in an error mean; nothing else is the client's to mend, or over before long."""
+
 EVERYWHERE = ("/chat/completions", "/completions")
 """All such servers have them."""
 

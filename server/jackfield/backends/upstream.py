@@ -6,13 +6,21 @@ import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
 
 from jackfield.backends.breaker import Attempt, Breaker
-from jackfield.backends.refusals import refused
-from jackfield.errors import InvalidRequestError, LoopError, UpstreamBusyError, UpstreamError, UpstreamTimeoutError
+from jackfield.backends.refusals import refused, told_status
+from jackfield.errors import (
+    InvalidRequestError,
+    JackfieldError,
+    LoopError,
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 from jackfield.protocol.base import JsonObject
 from jackfield.settings.upstreams import UpstreamSettings
 
@@ -108,13 +116,15 @@ class Upstream:
             if not kind.startswith("text/event-stream"):
                 raise self.nonsense(f"it answered with {kind[:60] or 'nothing'!r} instead of a stream")
             events = _events(response.aiter_bytes(), self.nonsense)
+            begun = False
             async for data in events:
                 if data == b"[DONE]":
                     await _read_to_the_end(events)
                     return
                 # llama.cpp says so between the texts of several prompts.
                 if data != b"null":
-                    yield self._object(data)
+                    yield self._object(path, body, data, begun=begun)
+                    begun = True
 
     async def whole(self, path: str, body: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
         """What it answers in one piece, to a ``GET`` where nothing is sent.
@@ -127,7 +137,8 @@ class Upstream:
         if len(data) > MAX_ANSWER_BYTES:
             raise self.nonsense("its answer is too long")
         # Vectors of many texts take their time.
-        return self._object(data) if len(data) < 65_536 else await asyncio.to_thread(self._object, data)
+        read = partial(self._object, path, body, data)
+        return read() if len(data) < 65_536 else await asyncio.to_thread(read)
 
     async def close(self) -> None:
         """Nobody asks it any more."""
@@ -160,8 +171,7 @@ class Upstream:
                 if response.status_code != 200:
                     # Some repeat the request, however long it is.
                     text = await _beginning(response, MAX_ERROR_BYTES)
-                    asked = {"model": str((body or {}).get("model")), "path": path}
-                    raise refused(self.name, response.status_code, response.headers, text, **asked)
+                    raise self._refused(path, body, text, response.status_code, response.headers)
                 yield response
         except httpx2.ConnectTimeout:
             raise self.late(self.settings.connect_seconds) from None
@@ -199,18 +209,26 @@ class Upstream:
             )
         return self._client
 
-    def _object(self, data: bytes) -> JsonObject:
+    def _object(self, path: str, body: JsonObject | None, data: bytes, *, begun: bool = False) -> JsonObject:
         try:
             found: Any = json.loads(data)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise self.nonsense("what it answered is not a JSON object")
-        if found.get("error"):
-            error = found["error"]
-            told = error.get("message") if isinstance(error, dict) else error
-            raise self.nonsense(f"it says: {str(told)[:300]}")
+        if error := found.get("error"):
+            refusal = self._refused(path, body, data, told_status(error), {})
+            if begun and not isinstance(refusal, UpstreamError | UpstreamBusyError):
+                # A request whose answer has begun was taken: whatever it says, the answer breaks off.
+                raise self.nonsense(f"it says: {refusal.message}")
+            raise refusal
         return found
+
+    def _refused(
+        self, path: str, body: JsonObject | None, data: bytes, status: int, headers: Mapping[str, str]
+    ) -> JackfieldError:
+        asked = {"model": str((body or {}).get("model")), "path": path}
+        return refused(self.name, status, headers, data, **asked)
 
 
 async def _beginning(response: httpx2.Response, limit: int) -> bytes:
