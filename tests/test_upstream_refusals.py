@@ -185,3 +185,18 @@ def test_whatever_is_refused_after_words_is_told(server: JackfieldServer, faulty
     reply = server.chat("Hi", model="patient", stream=True)
     [told] = [one["error"] for one in reply.chunks if "error" in one]
     assert (told["code"], OURS["message"] in told["message"]) == ("upstream_error", True)
+
+
+# --- Keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_why_a_key_is_not_accepted_is_said_without_the_key(
+    server: JackfieldServer, faulty: FaultyUpstream, status: int
+) -> None:
+    words = "Your account is not active, {} has to be paid for."
+    faulty.acts.append(refuses(status, {"error": {"message": words.format(KEY)}}))
+    error = server.chat("Hi", model="weak").json["error"]
+    assert error["code"] == "upstream_unauthorized"
+    assert words.format("[key]") in error["message"]
+    assert KEY not in str(error)

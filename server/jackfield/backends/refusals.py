@@ -55,7 +55,7 @@ def refused(
     if status == 404 and told and not names_model:
         return _nothing_there(name, path, message)
     if status in _MISTAKES:
-        return _mistake(name, model, status)
+        return _mistake(name, model, status, message)
     wait = _seconds(headers)
     again = (f"Try again in {wait} seconds.", "Let the model's route go on with somebody else.")
     late = UpstreamTimeoutError(f"Upstream {name} took too long: {message}", suggestions=again)
@@ -135,7 +135,7 @@ def _nothing_there(name: str, path: str, message: str) -> UpstreamError:
     )
 
 
-def _mistake(name: str, model: str, status: int) -> UpstreamError:
+def _mistake(name: str, model: str, status: int, message: str) -> UpstreamError:
     if status == 404:
         return UpstreamError(
             f"Upstream {name} does not know the model {model!r}.",
@@ -143,7 +143,7 @@ def _mistake(name: str, model: str, status: int) -> UpstreamError:
             suggestions=("Say in the route what it is called there: { backend = ..., model = ... }.",),
         )
     return UpstreamError(
-        f"Upstream {name} does not accept this server's key.",
+        f"Upstream {name} does not accept this server's key: {message}",
         code="upstream_unauthorized",
         suggestions=(f"Set upstreams.{name}.api_key or api_key_env to a key of that server.",),
     )

@@ -33,6 +33,9 @@ LONGEST_TRAIL = 8
 MAX_EVENT_BYTES = 16 << 20
 """A line of a stream that is longer makes no sense."""
 
+SHORTEST_SECRET = 8
+"""A key that is shorter stands in for one, and may be a word of any message."""
+
 LINGER_SECONDS = 0.2
 MAX_ERROR_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 256 << 20
@@ -227,6 +230,10 @@ class Upstream:
     def _refused(
         self, path: str, body: JsonObject | None, data: bytes, status: int, headers: Mapping[str, str]
     ) -> JackfieldError:
+        key = self.settings.key or ""
+        if len(key) >= SHORTEST_SECRET:
+            # Some repeat the key that they do not accept.
+            data = data.replace(key.encode(), b"[key]")
         asked = {"model": str((body or {}).get("model")), "path": path}
         return refused(self.name, status, headers, data, **asked)
 
