@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faulty_upstream import DONE, STREAM, FaultyUpstream, chunk, faulty_upstream, refuses, says
+from faulty_upstream import DONE, STREAM, USAGE, FaultyUpstream, chunk, faulty_upstream, refuses, says
 from jackfield.testing import JackfieldServer, serving
 
 QUESTION: Any = [{"role": "user", "content": "Hi"}]
@@ -200,3 +200,22 @@ def test_why_a_key_is_not_accepted_is_said_without_the_key(
     assert error["code"] == "upstream_unauthorized"
     assert words.format("[key]") in error["message"]
     assert KEY not in str(error)
+
+
+# --- Ends of lines ---------------------------------------------------------------------------------------------------
+
+TWO_WORDS = chunk(content="Hello ") + chunk(content="you") + chunk("stop") + USAGE + DONE
+IN_PIECES = STREAM.replace(b"Connection: close", b"Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize("size", [1, 1000], ids=["bytes", "whole"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["unmarked", "marked"])
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"], ids=["LF", "CR", "CRLF"])
+def test_streams_begin_and_lines_end_as_the_standard_allows(
+    server: JackfieldServer, faulty: FaultyUpstream, end: bytes, mark: bytes, size: int
+) -> None:
+    text = mark + TWO_WORDS.replace(b"\n", end)
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    faulty.acts.append(says(IN_PIECES + b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in [*pieces, b""])))
+    reply = server.chat("Hi", model="patient")
+    assert (reply.content, reply.json["usage"]["total_tokens"]) == ("Hello you", 9)

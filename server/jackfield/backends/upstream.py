@@ -1,6 +1,7 @@
 """Another server that speaks OpenAI's API, and what it is asked over HTTP."""
 
 import asyncio
+import codecs
 import contextlib
 import json
 from collections import Counter
@@ -268,10 +269,15 @@ async def _events(pieces: AsyncIterator[bytes], nonsense: Any) -> AsyncIterator[
 
 
 async def _lines(pieces: AsyncIterator[bytes], nonsense: Any) -> AsyncIterator[bytes]:
-    rest = b""
+    """They end in LF, CR or both, and before the first there may be a mark of byte order."""
+    rest, mark, returned = b"", codecs.BOM_UTF8, False
     async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
+        # Both may come apart, and the CR is the end already.
+        more = piece.removeprefix(b"\n") if returned else piece
+        returned = piece.endswith(b"\r")
+        *lines, rest = (rest + more.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).split(b"\n")
         if len(rest) > MAX_EVENT_BYTES:
             raise nonsense("an event of its stream is too long")
         for line in lines:
-            yield line.removesuffix(b"\r")
+            yield line.removeprefix(mark)
+            mark = b""
