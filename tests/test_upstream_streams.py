@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from faulty_upstream import DONE, STREAM, USAGE, FaultyUpstream, chunk, faulty_upstream, says
+from faulty_upstream import DONE, STREAM, USAGE, FaultyUpstream, chunk, faulty_upstream, refuses, says
 from jackfield.cli.main import main
 from jackfield.testing import JackfieldServer, StartServer, serving
 
@@ -219,3 +219,20 @@ def test_so_do_those_of_an_answer_that_breaks_off(
     """A piece for a token, where nobody has counted them."""
     upstream.acts.append(says(STREAM + chunk(content="Hi ") * 150 + end))
     assert [keyed(), keyed()] == [502, 429]
+
+
+def test_what_another_server_says_is_no_event_of_ours(server: JackfieldServer, upstream: FaultyUpstream) -> None:
+    """An answer with calls ends as cut off, with the reason in a comment."""
+    error = {"error": {"message": 'no\n\ndata: {"choices": [{"delta": {"content": "evil"}}]}\n\n: '}}
+    broken = call('{"city"', index=0) + b"data: " + json.dumps(error).encode() + b"\n\n"
+    upstream.acts.append(says(STREAM + broken))
+    reply = server.chat("Hi", model="far", tools=TOOLS, stream=True)
+    assert ": Upstream up" in reply.text
+    assert [line for line in reply.text.splitlines() if "evil" in line and not line.startswith(":")] == []
+    assert reply.chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_whoever_asks_for_patience_beyond_all_numbers(server: JackfieldServer, upstream: FaultyUpstream) -> None:
+    upstream.acts.append(refuses(429, b"{}", Retry_After="9" * 5000))
+    reply = server.chat("Hi", model="far")
+    assert (reply.status, reply.headers["retry-after"]) == (429, "3600")

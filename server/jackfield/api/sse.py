@@ -35,8 +35,8 @@ def _escaped(found: re.Match[bytes]) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A line that clients skip."""
-    return f": {text}\n\n".encode()
+    """A line that clients skip. The text may be another server's: lines of its own would be events."""
+    return f": {' '.join(text.split())}\n\n".encode()
 
 
 def respond(chunks: AsyncIterator[bytes], heartbeat: float) -> EventSourceResponse:

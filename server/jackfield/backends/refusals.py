@@ -201,4 +201,4 @@ def _text(value: object) -> str | None:
 
 def _seconds(headers: Mapping[str, str]) -> int:
     value = headers.get("retry-after", "")
-    return min(max(1, int(value)), LONGEST_WAIT) if value.isdecimal() else 5
+    return min(max(1, int(value[:9])), LONGEST_WAIT) if value.isdecimal() else 5
