@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jackfield.engine.request import Pooling
-from jackfield.errors import UnsupportedError
+from jackfield.errors import ModelLoadError, UnsupportedError
 from jackfield.models.folder import read_config, read_json
 from jackfield.models.tokenizer import Tokenizer
 
@@ -99,7 +99,7 @@ def read_embedding_spec(folder: Path, name: str, tokenizer: Tokenizer) -> Embedd
     # Nobody else lets texts end in a token of their own.
     ends = tokenizer.closes_texts or adds_end or qwen3
     pooling = POOLINGS[modes[0]] if modes else "last" if ends else "mean"
-    return EmbeddingSpec(0, pooling, _end(tokenizer, qwen3, adds_end), _sizes(config, qwen3))
+    return EmbeddingSpec(0, pooling, _end(tokenizer, qwen3, adds_end), _sizes(folder, config, qwen3))
 
 
 def _obstacle(folder: Path, config: dict[str, Any], modes: list[str]) -> str:
@@ -139,10 +139,16 @@ def _end(tokenizer: Tokenizer, qwen3: bool, adds_end: bool) -> int | None:
     return tokenizer.end_token if adds_end else None
 
 
-def _sizes(config: dict[str, Any], qwen3: bool) -> tuple[int, ...] | range:
+def _sizes(folder: Path, config: dict[str, Any], qwen3: bool) -> tuple[int, ...] | range:
     """As vLLM has it: config.json says ``is_matryoshka`` or ``matryoshka_dimensions`` (arXiv:2205.13147)."""
     if listed := config.get("matryoshka_dimensions"):
-        return tuple(sorted(map(int, listed)))
+        try:
+            return tuple(sorted(map(int, listed)))
+        except (TypeError, ValueError):
+            raise ModelLoadError(
+                f"{folder / 'config.json'} has no list of numbers as matryoshka_dimensions: {listed!r}.",
+                suggestions=("Correct it, or leave it out.",),
+            ) from None
     if config.get("is_matryoshka"):
         return ANY_SIZE
     return QWEN3_SIZES if qwen3 else ()

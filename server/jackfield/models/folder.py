@@ -100,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
-    if missing := sorted(name for name in _indexed(index) if not (folder / name).exists()):
+    if missing := sorted(path.name for path in _indexed(index) if not path.exists()):
         raise ModelLoadError(
             f"The model in {folder} is incomplete: {len(missing)} files are missing, for example {missing[0]}.",
             suggestions=("Download the model again.",),
@@ -113,10 +113,10 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _indexed(index: Path) -> set[str]:
+def _indexed(index: Path) -> set[Path]:
     """The weight files that an index names; none if there is no index."""
     try:
-        return set(json.loads(index.read_bytes())["weight_map"].values())
+        return {index.parent / name for name in json.loads(index.read_bytes())["weight_map"].values()}
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

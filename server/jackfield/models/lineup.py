@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from jackfield.errors import ConfigurationError, ModelLoadError
+from jackfield.errors import ConfigurationError
 from jackfield.events import EventBus
 from jackfield.group.member import Member
 from jackfield.hooks.engine_side import EngineHooks
@@ -21,7 +21,7 @@ from jackfield.models.profile import read_profile
 from jackfield.models.progress import SILENT, Progress, Task
 from jackfield.models.registry import Entry, Registry, ServedModel
 from jackfield.models.service import Tell, model_id, open_model, plan_folder
-from jackfield.models.shelf import OnDemand
+from jackfield.models.shelf import OnDemand, load_error
 from jackfield.settings import ModelSettings, Settings
 from jackfield.settings.upstreams import stays_here
 
@@ -105,9 +105,9 @@ class Lineup:
         try:
             folder = local_folder(own.model, cache=own.cache_dir)
             entry.profile = read_profile(folder, entry.id, own.context_length) if folder else None
-        except ModelLoadError as error:
-            entry.failure = error
-            self._tell(f"{entry.id} cannot be served as it is: {error.message}")
+        except Exception as error:  # files can be wrong in ways that nobody has foreseen
+            entry.failure = load_error(entry, error)
+            self._tell(f"{entry.id} cannot be served as it is: {entry.failure.message}")
 
     def _folder(self, entry: Entry) -> Path:
         own, progress = self._own[entry.id], _Watched(entry, self._progress)

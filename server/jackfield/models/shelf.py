@@ -142,6 +142,11 @@ class OnDemand:
             logger.error("%s cannot be loaded: %s", entry.id, error.message)
             entry.failure = error
             raise
+        except JackfieldError:
+            raise
+        except Exception as error:
+            entry.failure = load_error(entry, error)
+            raise entry.failure from error
         finally:
             entry.loading, entry.progress = False, None
             entry.last_used = time.monotonic()
@@ -322,6 +327,14 @@ class OnDemand:
 
     def _tell(self, kind: str, entry: Entry, title: str) -> None:
         self._events.emit(Event(kind, "info", title, entry.id))
+
+
+def load_error(entry: Entry, error: Exception) -> ModelLoadError:
+    """Why a model cannot be loaded; of what nobody has foreseen, where it happened goes into the log."""
+    if isinstance(error, ModelLoadError):
+        return error
+    logger.error("%s cannot be loaded.", entry.id, exc_info=error)
+    return ModelLoadError(f"Loading it failed with {type(error).__name__}: {error}")
 
 
 def needs(plan: MemoryPlan | None) -> int:

@@ -287,8 +287,16 @@ def _explained(folder: Path, error: Exception) -> ModelLoadError:
 
 def _end_tokens(folder: Path, own: int | None) -> frozenset[int]:
     """All tokens that end an answer: models name them in up to three places."""
-    ids = set() if own is None else {own}
-    for name in ("config.json", "generation_config.json"):
-        listed = read_json(folder / name).get("eos_token_id")
-        ids.update([listed] if isinstance(listed, int) else listed or [])
-    return frozenset(ids)
+    named = [_named_end_tokens(folder / name) for name in ("config.json", "generation_config.json")]
+    return frozenset().union([] if own is None else [own], *named)
+
+
+def _named_end_tokens(file: Path) -> list[int]:
+    named = read_json(file).get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(isinstance(one, int) for one in ids):
+        raise ModelLoadError(
+            f"{file} names no tokens as eos_token_id: {named!r}.",
+            suggestions=("Let it be a token's number, or a list of such.",),
+        )
+    return ids
