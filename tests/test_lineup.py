@@ -13,6 +13,7 @@ from jackfield.errors import ModelLoadError
 from jackfield.events import EventBus
 from jackfield.models import lineup as lineup_module
 from jackfield.models.lineup import Lineup
+from jackfield.models.progress import Progress
 from jackfield.models.registry import Entry
 
 pytestmark = pytest.mark.anyio
@@ -94,3 +95,19 @@ async def test_what_nobody_has_foreseen_ends_no_start_either(
     assert isinstance(entries["odd"].failure, ModelLoadError)
     assert told == ["odd cannot be served as it is: Loading it failed with KeyError: 'never seen'"]
     assert caplog.records[-1].exc_info is not None
+
+
+class Share:
+    """A plugin's source, which knows names that begin with share."""
+
+    def matches(self, name: str) -> bool:
+        return name.startswith("share:")
+
+    def fetch(self, name: str, cache: Path, progress: Progress) -> Path:
+        raise AssertionError("nobody has asked for it")
+
+
+async def test_of_a_model_that_only_a_plugin_knows_nothing_is_said_before_it_is_fetched(tmp_path: Path) -> None:
+    entries, told = await started('[models.shared]\nsource = "share:small"\n', tmp_path, plugged=[Share()])
+    assert entries["shared"].state == "unloaded"
+    assert told == []

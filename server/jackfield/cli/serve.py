@@ -79,7 +79,8 @@ def serve(config: Path | None, **flags: Any) -> None:
         hooks = discover(settings)
     allow_open_files()
     check_preset(settings)
-    sources = (*hooks.model_sources(), *SOURCES)
+    plugged = hooks.model_sources()
+    sources = (*plugged, *SOURCES)
 
     def fetch(name: str, progress: Progress) -> Path:
         return resolve(name, cache=settings.cache_dir, progress=progress, sources=sources)
@@ -103,6 +104,7 @@ def serve(config: Path | None, **flags: Any) -> None:
                 hooks=hooks,
                 keys=keys,
                 rank=rank,
+                plugged=plugged,
             )
         )
     if rank is not None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -31,6 +31,7 @@ from jackfield.group.member import Leader
 from jackfield.group.rank import Rank
 from jackfield.hooks.calls import Hooks
 from jackfield.models.lineup import Fetch, Lineup
+from jackfield.models.sources import Source
 from jackfield.security.keyring import Keyring
 from jackfield.settings import Configuration, Settings
 
@@ -67,6 +68,7 @@ async def run(
     hooks: Hooks,
     keys: Keyring,
     rank: Rank | None = None,
+    plugged: Sequence[Source] = (),
 ) -> None:
     """Serve models until a signal comes.
 
@@ -78,6 +80,7 @@ async def run(
         hooks: the plugins.
         keys: who may ask.
         rank: this process's, if it leads a group that serves one model together.
+        plugged: where plugins get models from.
 
     Raises:
         ModelLoadError: a model cannot be served; the port has not been opened then.
@@ -93,7 +96,16 @@ async def run(
     leader = Leader(rank, loss) if rank else None
     if leader is not None:
         watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    lineup = Lineup(settings, fetch, events, tell=tell, hooks=hooks.engine, progress=RichProgress(), member=leader)
+    lineup = Lineup(
+        settings,
+        fetch,
+        events,
+        tell=tell,
+        hooks=hooks.engine,
+        progress=RichProgress(),
+        member=leader,
+        plugged=plugged,
+    )
     status = 1
     try:
         if await signals.unless_ending(lineup.start()):

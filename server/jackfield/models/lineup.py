@@ -1,7 +1,7 @@
 """From settings to the models that are served: which there are, and how each of them is fetched and loaded."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from jackfield.models.progress import SILENT, Progress, Task
 from jackfield.models.registry import Entry, Registry, ServedModel
 from jackfield.models.service import Tell, model_id, open_model, plan_folder
 from jackfield.models.shelf import OnDemand, load_error
+from jackfield.models.sources import Source
 from jackfield.settings import ModelSettings, Settings
 from jackfield.settings.upstreams import stays_here
 
@@ -40,6 +41,7 @@ class Lineup:
         hooks: may prepare models.
         progress: shows downloads.
         member: this process's part in a group that serves one model together.
+        plugged: where plugins get models from, of which nothing is known before they are fetched.
 
     Raises:
         ConfigurationError: a name means two models, or none; or a group is to serve what it cannot.
@@ -55,8 +57,10 @@ class Lineup:
         hooks: EngineHooks | None = None,
         progress: Progress = SILENT,
         member: Member | None = None,
+        plugged: Sequence[Source] = (),
     ) -> None:
         self._settings = settings
+        self._plugged = plugged
         self._member = member
         names = named(settings)
         if member is not None:
@@ -103,6 +107,8 @@ class Lineup:
         """See what is known of a model before it is loaded; a broken one does not keep the others from being served."""
         own = self._own[entry.id]
         try:
+            if any(source.matches(own.model) for source in self._plugged):
+                return
             folder = local_folder(own.model, cache=own.cache_dir)
             entry.profile = read_profile(folder, entry.id, own.context_length) if folder else None
         except Exception as error:  # files can be wrong in ways that nobody has foreseen
