@@ -330,6 +330,43 @@ async def test_pinned_models_stay() -> None:
     assert house.loaded == {"a"}
 
 
+async def test_beside_pinned_models_a_model_has_as_much_context_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(10_000, Entry("small", pinned=True), small=1000, big=1000)
+    await house.use("small")
+    monkeypatch.setattr(f"{__name__}.CONTEXT", 100_000)
+    async with house.using("big") as big:
+        assert big.plan.context_length == 7680
+    assert house.loaded == {"small", "big"}
+
+
+async def test_what_never_fits_beside_pinned_models_is_told_at_once_and_pushes_nobody_out() -> None:
+    house = House(5000, Entry("small", pinned=True), small=1000, idle=1000, large=3800)
+    await house.use("small")
+    await house.use("idle")
+    with pytest.raises(ModelLoadError, match="large does not fit beside small, which stay in memory"):
+        await house.use("large")
+    house.entries["large"].last_used -= 60
+    async with house.using("idle"), asyncio.timeout(5):
+        with pytest.raises(ModelLoadError, match="large does not fit beside small, which stay in memory"):
+            await house.use("large")
+    assert house.loaded == {"small", "idle"}
+
+
+async def test_what_still_fitted_when_it_was_planned_is_planned_anew_when_less_is_free() -> None:
+    house = House(4000, Entry("small", pinned=True), small=1000, idle=1000, large=1300)
+    await house.use("small")
+    async with house.using("idle"):
+        waiting = asyncio.create_task(house.use("large"))
+        await until(lambda: house.states["large"] == "loading")
+        await asyncio.sleep(0.03)
+        house.total = 2600
+        await until(lambda: house.states["large"] == "failed")
+    with pytest.raises(ModelLoadError, match="large does not fit beside small"):
+        await waiting
+
+
 async def test_what_never_fits_pushes_nobody_out() -> None:
     house = House(2000, a=1000, b=5000)
     await house.use("a")

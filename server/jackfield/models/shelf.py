@@ -21,7 +21,6 @@ from jackfield.errors import InUseError, JackfieldError, ModelLoadError, Unavail
 from jackfield.events import Event, EventBus
 from jackfield.models.plan import MemoryPlan
 from jackfield.models.registry import Entry, ServedModel
-from jackfield.models.sizes import gigabytes
 from jackfield.settings.describe import table
 
 logger = logging.getLogger(__name__)
@@ -187,7 +186,8 @@ class OnDemand:
         first = self._line[0]
         if coming is first and not self._loaded():
             return True
-        coming.plan = coming.plan or await asyncio.to_thread(self._plan, coming.entry, coming.folder, self._total())
+        if coming.plan is None or needs(coming.plan) > self._room():
+            coming.plan = await self._planned(coming)
         if coming is not first and needs(coming.plan) > self._left_by(first):
             return False
         while (missing := self._missing(coming.plan)) > 0:
@@ -199,6 +199,32 @@ class OnDemand:
                 await self._unload(one, f"to make room for {coming.entry.id}")
         return True
 
+    async def _planned(self, coming: Coming) -> MemoryPlan:
+        """What the model would take: beside those that stay it has less context, if that makes it fit.
+
+        Raises:
+            ModelLoadError: it never fits.
+        """
+        plan = await asyncio.to_thread(self._plan, coming.entry, coming.folder, self._total())
+        if needs(plan) <= (room := self._room()):
+            return plan
+        try:
+            return await asyncio.to_thread(self._plan, coming.entry, coming.folder, room)
+        except ModelLoadError as error:
+            if not (staying := [one.id for one in self._staying()]):
+                raise
+            raise ModelLoadError(
+                f"{coming.entry.id} does not fit beside {', '.join(staying)}, which stay in memory. {error.message}",
+                suggestions=("Pin fewer models.", "Set context_length or kv_bits lower for one of them."),
+            ) from error
+
+    def _room(self) -> int:
+        """Bytes that models may take beside those that stay."""
+        return max(0, self._total() - sum(needs(one.served.plan) for one in self._staying() if one.served))
+
+    def _staying(self) -> list[Entry]:
+        return [one for one in self._entries if one.served is not None and one.pinned]
+
     def _left_by(self, first: Coming) -> int:
         """Bytes that are free once those in the first one's way have left and it is there."""
         if first.plan is None:
@@ -208,8 +234,8 @@ class OnDemand:
 
     def _press(self, first: Coming, missing: int) -> None:
         """Nobody is done yet: after a while those in the way take no more requests, and some time it is enough."""
-        if first.waited > WAIT_SECONDS or not any(map(_is_at_work, self._entries)):
-            raise self._no_room(first.entry, missing)
+        if first.waited > WAIT_SECONDS:
+            raise self._no_room(first.entry)
         if first.waited >= PATIENCE_SECONDS:
             self._close(missing, first.entry)
 
@@ -257,13 +283,8 @@ class OnDemand:
                 one.leaving.set()
                 one.leaving, one.since = None, time.monotonic()
 
-    def _no_room(self, entry: Entry, missing: int) -> JackfieldError:
+    def _no_room(self, entry: Entry) -> UnavailableError:
         loaded = [one.id for one in self._entries if one.served is not None]
-        if all(one.pinned for one in self._entries if one.served is not None):
-            return ModelLoadError(
-                f"{entry.id} does not fit beside {', '.join(loaded)}, which stay in memory: {gigabytes(missing)} lack.",
-                suggestions=("Pin fewer models.", "Set context_length or kv_bits lower for one of them."),
-            )
         return UnavailableError(
             f"There is no room for {entry.id} while {', '.join(loaded)} are at work.",
             retry_after=10,
@@ -354,11 +375,6 @@ async def _resize(model: ServedModel, spare: int) -> None:
         return
     plan = model.plan.within(needs(model.plan) + spare)
     await model.engine.resize(plan.kv_pool, plan.prefix_cache)
-
-
-def _is_at_work(entry: Entry) -> bool:
-    """Whether its end would make room."""
-    return entry.served is not None and entry.loans > 0 and not entry.pinned
 
 
 def _is_left_alone(entry: Entry) -> bool:
