@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jackfield import settings as configuration
-from jackfield.errors import ModelLoadError
+from jackfield.errors import ConfigurationError, ModelLoadError
 from jackfield.events import EventBus
 from jackfield.models import lineup as lineup_module
 from jackfield.models.lineup import Lineup
@@ -111,3 +111,21 @@ async def test_of_a_model_that_only_a_plugin_knows_nothing_is_said_before_it_is_
     entries, told = await started('[models.shared]\nsource = "share:small"\n', tmp_path, plugged=[Share()])
     assert entries["shared"].state == "unloaded"
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('model = "./d/coder"\n[models.coder]\nsource = "starter"\n', "Two models would be called 'coder'"),
+        ('model = "sql"\n[models.sql]\nadapters = { sql = "./ad" }\n', "'sql' would mean a model and an adapter"),
+    ],
+)
+def test_one_name_for_two_models_is_refused(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d" / "coder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jackfield.toml").write_text(text)
+    settings = configuration.load({}, tmp_path / "jackfield.toml", {})
+    with pytest.raises(ConfigurationError, match=message):
+        Lineup(settings, lambda name, progress: Path(name), EventBus(), tell=print)

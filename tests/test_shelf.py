@@ -490,6 +490,28 @@ def test_a_name_for_two_models() -> None:
         Registry([Entry("a", adapters=("sql",), aliases=("sql",))])
 
 
+@pytest.mark.parametrize(
+    ("entries", "message", "advice"),
+    [
+        ([Entry("a"), Entry("a")], "Two models would be called 'a'", "Give the table [models.a] another name."),
+        (
+            [Entry("a", adapters=("a",))],
+            "'a' would mean a model and an adapter of a",
+            "Give the adapter another name.",
+        ),
+        (
+            [Entry("a", adapters=("b",)), Entry("b")],
+            "'b' would mean a model and an adapter of a",
+            "Give the adapter another name.",
+        ),
+    ],
+)
+def test_what_to_rename(entries: list[Entry], message: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Registry(entries)
+    assert caught.value.suggestions == (advice,)
+
+
 def test_an_alias_for_nobody() -> None:
     with pytest.raises(ConfigurationError, match="'gpt-4o' stands for 'c', which is not served"):
         Registry([Entry("a")], {"gpt-4o": "c"})

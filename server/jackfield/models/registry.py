@@ -205,10 +205,22 @@ class Registry:
         entries = [one if isinstance(one, Entry) else Entry(one.id, served=one, profile=one.profile) for one in models]
         self._entries = {entry.id: entry for entry in entries}
         self._shelf = shelf or Fixed()
-        self._meant = {entry.id: Named(entry, entry.id) for entry in entries}
+        self._meant: dict[str, Named] = {}
         """What each name means; that of an alias is the model's or adapter's own."""
         for entry in entries:
+            if entry.id in self._meant:
+                raise ConfigurationError(
+                    f"Two models would be called {entry.id!r}.",
+                    suggestions=(f"Give the table [models.{entry.id}] another name.",),
+                )
+            self._meant[entry.id] = Named(entry, entry.id)
+        for entry in entries:
             for adapter in entry.adapters:
+                if adapter in self._entries:
+                    raise ConfigurationError(
+                        f"{adapter!r} would mean a model and an adapter of {entry.id}.",
+                        suggestions=("Give the adapter another name.",),
+                    )
                 self._claim(adapter, Named(entry, adapter))
             for alias in entry.aliases:
                 self._claim(alias, Named(entry, entry.id))
