@@ -81,3 +81,18 @@ def test_each_value_knows_where_it_comes_from(tmp_path):
         "only_plugins": ("environment", "JACKFIELD_PLUGINS"),
         "dtype": ("default", ""),
     }
+
+
+@pytest.mark.parametrize("name", ["keys_file", "cache_dir"])
+def test_a_path_may_begin_in_the_users_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "jackfield.toml"
+    file.write_text(f'{name} = "~/here"\n')
+    variable = {f"JACKFIELD_{name.upper()}": "~/here"}
+    for settings in (load({}, file, {}), load({}, None, variable), load({name: "~/here"}, None, {})):
+        assert getattr(settings, name) == tmp_path / "here"
+
+
+def test_a_user_whom_nobody_knows():
+    with pytest.raises(ConfigurationError, match="'cache_dir' from the environment"):
+        load({}, None, {"JACKFIELD_CACHE_DIR": "~nobody-of-that-name/here"})

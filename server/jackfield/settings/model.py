@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from jackfield.errors import ConfigurationError
 from jackfield.models.sizes import parse_size
@@ -20,6 +20,17 @@ def _size(value: Any) -> Any:
 
 Size = Annotated[int, Field(ge=0), BeforeValidator(_size)]
 """Bytes, also written like ``25GB``."""
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+Place = Annotated[Path, AfterValidator(_expanded)]
+"""A file or folder, also written like ``~/keys.json``."""
 
 
 def _number(value: Any) -> Any:
@@ -139,7 +150,7 @@ class Settings(BaseModel):
     """How long requests may go on once the server has been told to end."""
     heartbeat: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between comments in a stream."""
-    keys_file: Path | None = None
+    keys_file: Place | None = None
     """Where API keys are; by default ``keys.json`` in the folder for data. As soon as it is there, all need a key."""
     open_to_network: bool = False
     """Serve beyond this machine although nobody needs a key."""
@@ -169,7 +180,7 @@ class Settings(BaseModel):
     """How much of it is kept; what has not been used for longest goes first. 0 for none."""
     stored_responses_days: Annotated[float, Field(gt=0)] = 30.0
     """How long it is kept after it was last used."""
-    cache_dir: Path = Path(platformdirs.user_cache_dir("jackfield"))
+    cache_dir: Place = Path(platformdirs.user_cache_dir("jackfield"))
     """Where fetched and converted models are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged; `debug` has a line for each request, and why a plugin failed."""
