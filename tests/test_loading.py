@@ -1,6 +1,8 @@
 """From a folder to a network in memory: types, lengths, and what cannot be loaded."""
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from mlx_lm.utils import load_model
 from safetensors.numpy import load_file, save_file
 
 from jackfield.errors import ModelLoadError
-from jackfield.models import loading
+from jackfield.events import EventBus
+from jackfield.models import loading, service
 from jackfield.models.architecture import from_folder
 from jackfield.models.device import REFERENCE, Device
 from jackfield.models.headless import tensor_names
 from jackfield.models.loading import context_length, float32_bytes, load_network
 from jackfield.models.memory import Memory
 from jackfield.models.tokenizer import Tokenizer
+from jackfield.settings import Settings
 from logits import same_logits
 from model_fixtures import random_weights, tiny_config, write_config, write_model
 
@@ -368,3 +372,22 @@ def test_a_weight_file_of_garbage(plain: Path) -> None:
 def test_a_model_larger_than_the_memory(device: Device, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "host_memory", lambda: Memory(1000, 1000))
     assert "of memory are available" in failure(plain, device).message
+
+
+def test_what_takes_long_is_not_read_on_the_loop(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer of 151k words takes most of a second, in which streams would stand still."""
+    readers: list[threading.Thread] = []
+
+    def tokenizer(folder: Path) -> None:
+        readers.append(threading.current_thread())
+
+    def spec(folder: Path, name: str, tokenizer: None) -> None:
+        readers.append(threading.current_thread())
+        raise ModelLoadError("This is far enough.")
+
+    monkeypatch.setattr(service, "Tokenizer", tokenizer)
+    monkeypatch.setattr(service, "read_embedding_spec", spec)
+    with pytest.raises(ModelLoadError, match="far enough"):
+        asyncio.run(service.open_model(Settings(), plain, EventBus(), print))
+    assert len(readers) == 2
+    assert threading.current_thread() not in readers

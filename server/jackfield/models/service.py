@@ -1,5 +1,6 @@
 """From a model folder to a model that answers: its engine, loaded as often as need be, within a memory plan."""
 
+import asyncio
 import gc
 import shutil
 import threading
@@ -86,9 +87,10 @@ async def open_model(
         ModelLoadError: it cannot be served.
         GroupError: the group does not come together.
     """
-    tokenizer = Tokenizer(folder)
+    # Not on the event loop: a large vocabulary takes most of a second.
+    tokenizer = await asyncio.to_thread(Tokenizer, folder)
     name = name or model_id(settings.model)
-    embedding = read_embedding_spec(folder, name, tokenizer)
+    embedding = await asyncio.to_thread(read_embedding_spec, folder, name, tokenizer)
     load = SchedulerLoader(settings, folder, tell, hooks, share=share, member=member)
     engine = Engine(
         load,
