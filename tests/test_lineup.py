@@ -129,3 +129,17 @@ def test_one_name_for_two_models_is_refused(
     settings = configuration.load({}, tmp_path / "jackfield.toml", {})
     with pytest.raises(ConfigurationError, match=message):
         Lineup(settings, lambda name, progress: Path(name), EventBus(), tell=print)
+
+
+def test_folders_are_called_as_they_are_wherever_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with ``--model ./small --model ./other --alias gpt=./small --alias o3=./other``."""
+    for name in ("small", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    aliases = {"gpt": "./small", "o3": "./other"}
+    settings = configuration.load({"model": "./small", "models": {"./other": {}}, "aliases": aliases}, None, {})
+    registry = Lineup(settings, lambda name, progress: Path(name), EventBus(), tell=print).registry
+    assert registry.names == ("small", "other")
+    assert {name: registry.entry(name).id for name in aliases} == {"gpt": "small", "o3": "other"}

@@ -493,7 +493,11 @@ def test_a_name_for_two_models() -> None:
 @pytest.mark.parametrize(
     ("entries", "message", "advice"),
     [
-        ([Entry("a"), Entry("a")], "Two models would be called 'a'", "Give the table [models.a] another name."),
+        (
+            [Entry("a"), Entry("a")],
+            "Two models would be called 'a'",
+            "Give one of them a table of another name, [models.NAME], with it as source.",
+        ),
         (
             [Entry("a", adapters=("a",))],
             "'a' would mean a model and an adapter of a",

@@ -14,6 +14,7 @@ from jackfield.group.member import Member
 from jackfield.hooks.engine_side import EngineHooks
 from jackfield.models.description import local_folder
 from jackfield.models.device import Device, detect_device, load_blas
+from jackfield.models.folder import PATH_STARTS
 from jackfield.models.hub_adapter import fetch_adapter
 from jackfield.models.memory import host_memory
 from jackfield.models.plan import MemoryPlan
@@ -84,7 +85,8 @@ class Lineup:
             total=self._total,
             events=events,
         )
-        self.registry = Registry(entries, settings.aliases, self._shelf)
+        aliases = {alias: served_as(settings, one) if one in names else one for alias, one in settings.aliases.items()}
+        self.registry = Registry(entries, aliases, self._shelf)
 
     async def start(self) -> None:
         """Load those that are to be there from the beginning.
@@ -181,8 +183,10 @@ def _starts(settings: Settings, name: str) -> bool:
 
 
 def served_as(settings: Settings, name: str) -> str:
-    """What clients call a model that the settings name."""
-    return name if name in settings.models else model_id(name)
+    """What clients call a model that the settings name: as its table is called, unless that is no more than a path."""
+    own = settings.models.get(name)
+    is_path = own == ModelSettings() and name.startswith(PATH_STARTS)
+    return model_id(name) if own is None or is_path else name
 
 
 def _entry(settings: Settings, name: str) -> Entry:

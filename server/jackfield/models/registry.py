@@ -211,7 +211,7 @@ class Registry:
             if entry.id in self._meant:
                 raise ConfigurationError(
                     f"Two models would be called {entry.id!r}.",
-                    suggestions=(f"Give the table [models.{entry.id}] another name.",),
+                    suggestions=("Give one of them a table of another name, [models.NAME], with it as source.",),
                 )
             self._meant[entry.id] = Named(entry, entry.id)
         for entry in entries:
