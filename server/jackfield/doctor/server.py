@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
 from jackfield.doctor.samples import TEXTS
-from jackfield.doctor.visit import Visit
+from jackfield.doctor.visit import Json, Visit, document, refusal
 
 STORY = "Once upon a time, in a small village by the sea, there lived an old clockmaker. "
 TOKENS = 48
@@ -30,6 +30,8 @@ TOOL = {
 SLOW_SHARE = 0.25
 """A server that reaches a smaller part of what memory allows is slow."""
 SECONDS_TO_STOP = 20.0
+SECONDS_TO_SPEAK = 10.0
+"""For what takes no model."""
 
 
 def server_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Finding]:
@@ -46,21 +48,36 @@ def server_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Find
 
 def _reached(visit: Visit) -> Iterator[Finding]:
     started = time.perf_counter()
-    visit.get("/health")
+    visit.get("/health", SECONDS_TO_SPEAK)
     seconds = time.perf_counter() - started
-    response = visit.get("/v1/models")
-    if response.status_code in (401, 403):
+    response = visit.get("/v1/models", SECONDS_TO_SPEAK)
+    status, (told, suggestions) = response.status_code, refusal(response)
+    elsewhere = "See where the server listens: jackfield serve says so."
+    if status in (401, 403):
         advice = "Give a key with the scope 'inference' in the environment: JACKFIELD_API_KEY"
-        yield failure("key", f"The server wants a key, and answered {response.status_code}.", advice)
-    elif response.status_code != 200:
-        told = f"{visit.url} is something else: it answers /v1/models with {response.status_code}."
-        yield failure("server", told, "See where the server listens: jackfield serve says so.")
+        yield failure("key", f"The server wants a key, and answered {status}.", advice)
+    elif response.has_redirect_location:
+        told = f"{visit.url} sends whoever asks on to {response.headers['location']}."
+        yield failure("server", told, "Give the address where that ends.")
+    elif told and suggestions:
+        yield failure("server", f"{visit.url} answered {status}: {told}", *suggestions)
+    elif status != 200:
+        told = f" ({told})" if told else ""
+        yield failure("server", f"{visit.url} is something else: it answers /v1/models with {status}{told}.", elsewhere)
+    elif not isinstance(document(response).get("data"), list):
+        yield failure("server", f"{visit.url} is something else: /v1/models lists no models.", elsewhere)
+    elif not _ids(document(response)):
+        yield failure("server", f"{visit.url} answers, and has no models.", "Have it serve one.")
     else:
         yield ok("server", f"{visit.url} answers, in {seconds * 1000:.1f} ms.", seconds=seconds)
 
 
+def _ids(models: Json) -> list[str]:
+    return [model["id"] for model in models["data"] if isinstance(model, dict) and "id" in model]
+
+
 def _model(visit: Visit) -> Iterator[Finding]:
-    ids = [model["id"] for model in visit.get("/v1/models").json()["data"]]
+    ids = _ids(document(visit.get("/v1/models")))
     visit.model = visit.model or ids[0]
     if visit.model not in ids and visit.get(f"/v1/models/{visit.model}").status_code != 200:
         yield failure("model", f"There is no {visit.model} here.", f"Take one of: {', '.join(ids)}.")
@@ -74,11 +91,17 @@ def _ready(visit: Visit) -> Iterator[Finding]:
     response = visit.get("/ready")
     if response.status_code == 200:
         yield ok("ready", "It says that it can answer.")
+    elif response.status_code == 404:
+        yield skipped("ready", "It does not say: it is another kind of server.")
     else:
-        yield failure("ready", f"It says {response.json()['error']['message']}", "Look at the server's log.")
+        told = refusal(response)[0] or response.status_code
+        yield failure("ready", f"It says {told}", "Look at the server's log.")
 
 
 def _tokens(visit: Visit) -> Iterator[Finding]:
+    if visit.post("/v1/tokenize", {"model": visit.model, "prompt": "Hi"}).status_code == 404:
+        yield skipped("tokens", "It does not tell them: it is another kind of server.")
+        return
     for text in TEXTS:
         tokens = visit.asked("/v1/tokenize", prompt=text, add_special_tokens=False)["tokens"]
         if visit.asked("/v1/detokenize", tokens=tokens)["prompt"] != text:
@@ -89,8 +112,9 @@ def _tokens(visit: Visit) -> Iterator[Finding]:
 
 def _answers(visit: Visit) -> Iterator[Finding]:
     answer = visit.chat("Say hello.", max_tokens=24)
-    text, usage = answer["choices"][0]["message"]["content"] or "", answer["usage"]
-    if usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]:
+    text, usage = answer["choices"][0]["message"]["content"] or "", answer.get("usage") or {}
+    parts, total = ("prompt_tokens", "completion_tokens"), usage.get("total_tokens", 0)
+    if sum(usage.get(name, 0) for name in parts) != total:
         yield failure("answers", f"The usage does not add up: {usage}.")
     elif leaked := _leaked(visit, text):
         yield failure("answers", f"{leaked!r} leaks into the text.", "Mark it as special in tokenizer.json.")
@@ -101,7 +125,7 @@ def _answers(visit: Visit) -> Iterator[Finding]:
 
 
 def _leaked(visit: Visit, text: str) -> str | None:
-    info = visit.get(f"/v1/tokenizer_info?model={visit.model}").json()
+    info = document(visit.get(f"/v1/tokenizer_info?model={visit.model}"))
     marks = [info.get(name) for name in ("bos_token", "eos_token")]
     return next((mark for mark in marks if mark and mark in text), None)
 
@@ -133,15 +157,19 @@ def _streams(visit: Visit) -> Iterator[Finding]:
 def _structure(visit: Visit) -> Iterator[Finding]:
     asked = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
     answer = visit.chat("In which city is the Eiffel Tower? As JSON.", response_format=asked, max_tokens=64)
-    choice = answer["choices"][0]
-    try:
-        held = json.loads(choice["message"]["content"])["city"] in CITIES
-    except (ValueError, KeyError, TypeError):
-        held = False
-    if held:
-        yield ok("JSON schema", f"It holds: {_short(choice['message']['content'])}")
+    text = answer["choices"][0]["message"].get("content") or ""
+    if _holds(text):
+        yield ok("JSON schema", f"It holds: {_short(text)}")
     else:
-        yield failure("JSON schema", f"It does not hold: {_short(choice['message']['content'] or '')}")
+        yield failure("JSON schema", f"It does not hold: {_short(text)}")
+
+
+def _holds(text: str) -> bool:
+    """Whether it is of the schema."""
+    try:
+        return json.loads(text)["city"] in CITIES
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _tools(visit: Visit) -> Iterator[Finding]:
@@ -151,7 +179,7 @@ def _tools(visit: Visit) -> Iterator[Finding]:
         yield failure("tool calls", "There was none, although one was required.", "See tool_parser in docs/api.md.")
         return
     function = calls[0]["function"]
-    held = function["name"] == "get_weather" and json.loads(function["arguments"]).get("city") in CITIES
+    held = function["name"] == "get_weather" and _holds(function["arguments"])
     told = f"{function['name']}({function['arguments']})"
     yield ok("tool calls", f"{told}.") if held else failure("tool calls", f"{told} does not fit the tool.")
 
@@ -159,7 +187,7 @@ def _tools(visit: Visit) -> Iterator[Finding]:
 def _cache(visit: Visit) -> Iterator[Finding]:
     prompt = f"{secrets.token_hex(8)} {STORY * 20}"
     first, second = (visit.streamed(prompt, max_tokens=2) for _ in range(2))
-    cached = second.usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    cached = (second.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     count = second.usage.get("prompt_tokens", 0)
     told = f"Asked again, {cached} of {count} tokens were cached: {first.first_seconds:.2f} s, then "
     told += f"{second.first_seconds:.2f} s to the first token."
@@ -175,7 +203,7 @@ def _hang_up(visit: Visit) -> Iterator[Finding]:
         yield skipped("hanging up", "The metrics cannot be read: give a key with the scope 'metrics'.")
         return
     with visit.stream(STORY, max_tokens=2000, ignore_eos=True) as chunks:
-        next(chunks)
+        next(chunks, None)
     if idle(visit):
         yield ok("hanging up", "A client that hangs up stops its work.")
     else:
@@ -193,7 +221,7 @@ def idle(visit: Visit) -> bool:
 
 
 def _errors(visit: Visit) -> Iterator[Finding]:
-    length = visit.get(f"/v1/models/{visit.model}").json().get("context_length") or 4096
+    length = visit.report().get("context_length") or 4096
     wrong = (
         ("half a document", b'{"model": ', 400),
         ("a model that is not there", {"model": "no-such-model", "prompt": "Hi"}, 404),
@@ -202,7 +230,7 @@ def _errors(visit: Visit) -> Iterator[Finding]:
     )
     for told, body, status in wrong:
         response = visit.post("/v1/completions", body)
-        if response.status_code != status or "message" not in response.json().get("error", {}):
+        if response.status_code != status or not refusal(response)[0]:
             yield failure("errors", f"To {told} it answered {response.status_code} instead of {status}.")
             return
     visit.completion("Hi", max_tokens=1)
@@ -232,8 +260,7 @@ def _speed(visit: Visit, bandwidth: float | None) -> Iterator[Finding]:
     speed = answer.tokens_per_second
     told = f"{speed:.1f} tokens a second, and {reading:,.0f} of a prompt"
     figures: dict[str, float] = {"tokens_per_second": speed, "prompt_tokens_per_second": reading}
-    report = visit.get(f"/v1/models/{visit.model}").json().get("jackfield", {})
-    weights = report.get("weights_bytes")
+    weights = (visit.report().get("jackfield") or {}).get("weights_bytes")
     if not bandwidth or not weights:
         yield ok("speed", f"{told}.", **figures)
         return

@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx2
 
-from jackfield.errors import JackfieldError
+from jackfield.errors import ConfigurationError, JackfieldError
 
 PATIENCE = 600.0
 """Seconds that an answer may take: the model may have to be loaded first."""
+CONNECT_SECONDS = 5.0
 
 Json = dict[str, Any]
 
@@ -47,38 +48,52 @@ class Visit:
         url: the server's, with or without ``/v1``.
         key: sent with every request.
         model: whom to ask; by default the first one that is listed.
+
+    Raises:
+        ConfigurationError: the address is none, or no header can hold the key.
     """
 
     def __init__(self, url: str, key: str | None = None, model: str | None = None) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self.key = key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url = _address(url)
+        self.key = _key(key or "")
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         # Not through a proxy: the server is to be seen as it is.
-        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
+        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=_timeout(PATIENCE), trust_env=False)
         self.model = model or ""
 
     def close(self) -> None:
         """The end of the visit."""
         self._client.close()
 
-    def get(self, path: str) -> httpx2.Response:
+    def get(self, path: str, seconds: float = PATIENCE) -> httpx2.Response:
         """Whatever the server answers."""
-        return self._sent("GET", path)
+        return self._sent("GET", path, seconds=seconds)
 
     def post(self, path: str, body: Json | bytes) -> httpx2.Response:
         """Whatever the server answers."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._sent("POST", path, content)
 
-    def _sent(self, method: str, path: str, content: bytes | None = None) -> httpx2.Response:
+    def _sent(self, method: str, path: str, content: bytes | None = None, seconds: float = PATIENCE) -> httpx2.Response:
+        headers = {"Content-Type": "application/json"}
+        with self._reaching(path):
+            return self._client.request(method, path, content=content, headers=headers, timeout=_timeout(seconds))
+
+    @contextmanager
+    def _reaching(self, path: str) -> Iterator[None]:
         try:
-            headers = {"Content-Type": "application/json"}
-            return self._client.request(method, path, content=content, headers=headers)
-        except httpx2.HTTPError as error:
+            yield
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            unreached = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout))
+            came_of_it = "cannot be reached" if unreached else "gave no answer"
             raise VisitError(
-                f"{self.url}{path} cannot be reached: {error}.",
+                f"{self.url}{path} {came_of_it}: {str(error).rstrip('.') or type(error).__name__}.",
                 suggestions=("See whether the server runs, and where: jackfield serve says so.",),
             ) from error
+
+    def report(self) -> Json:
+        """What the server tells of the model; nothing if it is of a kind that does not."""
+        return document(self.get(f"/v1/models/{self.model}"))
 
     def asked(self, path: str, **fields: Any) -> Json:
         """What a good answer says.
@@ -89,16 +104,12 @@ class Visit:
         return self._checked(self.post(path, {"model": self.model, **fields}))
 
     def _checked(self, response: httpx2.Response) -> Json:
-        try:
-            document = response.json()
-        except ValueError:
-            document = {}
-        if response.status_code != 200 or not isinstance(document, dict):
-            error = document.get("error", {}) if isinstance(document, dict) else {}
-            told = error.get("message") if isinstance(error, dict) else error
-            suggestions = tuple(error.get("suggestions") or ()) if isinstance(error, dict) else ()
-            raise VisitError(f"The server answered {response.status_code}: {told}", suggestions=suggestions)
-        return document
+        if response.status_code != 200 or not document(response):
+            told, suggestions = refusal(response)
+            raise VisitError(
+                f"The server answered {response.status_code}: {told or 'not as it should'}", suggestions=suggestions
+            )
+        return document(response)
 
     def chat(self, text: str, **fields: Any) -> Json:
         """The answer to a question; the most likely one unless ``fields`` say otherwise."""
@@ -128,7 +139,8 @@ class Visit:
         """The chunks of a completion as they come; leaving the context hangs up."""
         options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
         body = {"model": self.model, "prompt": text, **options, **fields}
-        with self._client.stream("POST", "/v1/completions", json=body) as response:
+        path = "/v1/completions"
+        with self._reaching(path), self._client.stream("POST", path, json=body) as response:
             if response.status_code != 200:
                 response.read()
                 self._checked(response)
@@ -147,3 +159,52 @@ class Visit:
 
 def _question(text: str) -> Json:
     return {"messages": [{"role": "user", "content": text}], "temperature": 0}
+
+
+def document(response: httpx2.Response) -> Json:
+    """The object that was answered; an empty one instead of an error, or of anything else."""
+    found = _json(response)
+    return found if response.status_code == 200 and isinstance(found, dict) else {}
+
+
+def refusal(response: httpx2.Response) -> tuple[str, tuple[str, ...]]:
+    """What an error says, and suggests; servers have it in different places, and some nowhere."""
+    found = _json(response)
+    told = found if isinstance(found, dict) else {}
+    told = told.get("error") or told
+    if not isinstance(told, dict):
+        return str(told), ()
+    return str(told.get("message") or told.get("detail") or ""), tuple(told.get("suggestions") or ())
+
+
+def _json(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _address(url: str) -> str:
+    try:
+        if httpx2.URL(url).host:
+            return url.rstrip("/").removesuffix("/v1")
+    except httpx2.InvalidURL:
+        pass
+    raise ConfigurationError(
+        f"{url} is no address of a server.", suggestions=("Write it like http://127.0.0.1:8080 or http://[::1]:8080.",)
+    )
+
+
+def _key(written: str) -> str:
+    """Without what surrounds it, as the server reads it."""
+    key = written.strip()
+    if not (key.isascii() and key.isprintable()):
+        # Without quoting it.
+        raise ConfigurationError(
+            "The key has characters that cannot be sent.", suggestions=("Set JACKFIELD_API_KEY to the key alone.",)
+        )
+    return key
+
+
+def _timeout(seconds: float) -> httpx2.Timeout:
+    return httpx2.Timeout(seconds, connect=CONNECT_SECONDS)
