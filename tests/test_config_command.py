@@ -157,3 +157,12 @@ def row(setting: describe.Described) -> str:
     # Elsewhere on other systems.
     default = "the user's folder for caches" if setting.name == "cache_dir" else default
     return f"| `{setting.name}` | {default} | {setting.meaning} |"
+
+
+def test_an_address_that_others_reach_is_checked(file: Path, tmp_path: Path) -> None:
+    """As serve does, which does not start like that."""
+    file.write_text(f'host = "0.0.0.0"\nkeys_file = "{tmp_path / "keys.json"}"\n')
+    result = config("check", "--config", str(file))
+    assert (result.exit_code, "It does not start like that." in result.stderr) == (1, True), result.output
+    assert "jackfield keys create" in result.stderr
+    assert config("check", "--config", str(file), JACKFIELD_API_KEY="x" * 20).exit_code == 0

@@ -413,6 +413,7 @@ def test_a_new_key_for_programs(file: Path) -> None:
         (["create", "../ada"], "no name for a key"),
         (["create", "bob", "--expires", "soon"], "neither like 30d"),
         (["create", "bob", "--expires", "2001-01-01"], "is over"),
+        (["create", "bob", "--expires", "9999-12-31"], "the last day there is"),
         (["create", "bob", "--scope", "root"], "'root'"),
         (["revoke", "adda"], "Did you mean 'ada'?"),
     ],

@@ -62,9 +62,9 @@ def show(config: Path | None, changed: bool, as_json: bool, **flags: Any) -> Non
 @config.command()
 @settings_options
 def check(config: Path | None, **flags: Any) -> None:
-    """Say whether the settings are right, those of plugins too."""
+    """Say whether the settings are right, those of plugins and keys too."""
     found = configuration.read(settings_of(flags), config)
-    _plugin_reports(found)
+    _check_keys(found)
     click.echo(f"The settings are right. {_file(found)}")
 
 
@@ -105,6 +105,15 @@ def _plugin_reports(found: Configuration) -> list[dict[str, Any]]:
     from jackfield.hooks.discovery import discover  # noqa: PLC0415
 
     return discover(found.settings).reports()
+
+
+def _check_keys(found: Configuration) -> None:
+    from jackfield.doctor.keys import key_checks  # noqa: PLC0415 - see above
+    from jackfield.hooks.discovery import discover  # noqa: PLC0415
+
+    for finding in key_checks(found.settings, discover(found.settings)):
+        if finding.verdict == "failure":
+            raise ConfigurationError(finding.told, suggestions=finding.advice)
 
 
 def _plugin_rows(found: Configuration, report: Mapping[str, Any]) -> list[_Row]:

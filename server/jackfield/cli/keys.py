@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,6 +45,8 @@ class _Expiry(click.ParamType[datetime]):
             day = datetime.strptime(str(value), "%Y-%m-%d").replace(tzinfo=UTC)
         except ValueError:
             self.fail(f"{value!r} is neither like 30d, 12h or 2w nor a date like 2030-12-31.", param, ctx)
+        if day.date() == date.max:
+            self.fail(f"{value} is the last day there is: leave --expires out.", param, ctx)
         if day + timedelta(days=1) <= datetime.now(UTC):
             self.fail(f"{value} is over.", param, ctx)
         return day + timedelta(days=1)
