@@ -344,6 +344,11 @@ def test_a_model_that_is_not_here() -> None:
     assert [one.verdict for one in model_checks(None)] == ["skipped"]
 
 
+TURNS = "{{% for m in messages %}}{0}{{{{ m.role + m.content }}}}{1}{{% endfor %}}"
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
 BEGINS = "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
 
 
@@ -352,7 +357,10 @@ BEGINS = "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
     [
         ({"chat_template": None}, "chat template", "warning"),
         ({"chat_template": None}, "tool calls", "skipped"),
-        ({"chat_template": "<|turn|>{{ messages[0].content }}" + BEGINS}, "special tokens", "failure"),
+        ({"chat_template": "<|turn|>{{ messages[0].content }}" + BEGINS}, "special tokens", "warning"),
+        ({"chat_template": TURNS.format("<|user|>", "<|im_end|>") + BEGINS}, "special tokens", "warning"),
+        ({"chat_template": TURNS.format("<|im_start|>", "<|end|>") + BEGINS}, "special tokens", "failure"),
+        ({"chat_template": TURNS.format("<|im_start|>", "<|im_end|>")}, "chat template", "warning"),
         ({"chat_template": "{{ messages[-1].content }}" + BEGINS}, "chat template", "failure"),
         ({"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}, "chat template", "warning"),
         ({"chat_template": "{{ messages[0].content }}{# tool #}" + BEGINS}, "tool calls", "failure"),
@@ -369,6 +377,11 @@ def test_a_template_with_a_fault(
     changed: Callable[..., dict[str, Finding]], changes: dict[str, Any], check: str, verdict: str
 ) -> None:
     assert changed(**changes)[check].verdict == verdict
+
+
+def test_a_template_that_begins_answers_unasked(changed: Callable[..., dict[str, Finding]]) -> None:
+    finding = changed(chat_template=MISTRAL)["chat template"]
+    assert finding.verdict == "ok", finding.told
 
 
 @pytest.mark.parametrize(("refused", "last"), [("system", "fill in the middle"), ("user", "model")])

@@ -13,10 +13,11 @@ from jackfield.prompt import chat_text
 from jackfield.protocol.chat import ChatCompletionRequest
 from jackfield.tools.formats import format_of, knows_tools
 
+QUESTION, ANSWER = "A question to see.", "An answer before."
 CONVERSATION = (
     ("system", "Tell the doctor."),
-    ("user", "A question to see."),
-    ("assistant", "An answer before."),
+    ("user", QUESTION),
+    ("assistant", ANSWER),
     ("user", "Another one."),
 )
 MARK = re.compile(r"<\|[^|<>\s]+\|>")
@@ -68,12 +69,17 @@ def _ends(tokenizer: Tokenizer) -> Finding:
 
 def _special_tokens(tokenizer: Tokenizer) -> Finding:
     """Those of the vocabulary, and what looks like one in a conversation."""
-    written = MARK.findall(chat_text(_conversation(tokenizer), tokenizer)) if tokenizer.template else []
+    text = chat_text(_conversation(tokenizer), tokenizer) if tokenizer.template else ""
+    written = MARK.findall(text)
     texts = dict.fromkeys((*written, *tokenizer.special_tokens))
-    split = [text for text in texts if not _comes_back(text, tokenizer)]
-    if missing := next((text for text in split if text in written), None):
-        told = f"The chat template writes {missing!r}, which the tokenizer does not know as one token."
+    split = [mark for mark in texts if not _comes_back(mark, tokenizer)]
+    if ending := next((mark for mark in split if f"{ANSWER}{mark}" in text), None):
+        told = f"The chat template ends answers with {ending!r}, which the tokenizer does not know as one token."
         return failure("special tokens", told, "Take template and tokenizer.json of the same model.")
+    if missing := next((mark for mark in split if mark in written), None):
+        # Some models were trained like that: Zephyr.
+        told = f"The chat template writes {missing!r}, which is plain text to the tokenizer."
+        return warning("special tokens", told, "Compare template and tokenizer.json with the original model's.")
     if split:
         told = f"{len(split)} of {len(texts)} do not come back as they went in, for example {split[0]!r}."
         return warning("special tokens", told, "Compare tokenizer.json with the original model's.")
@@ -111,13 +117,19 @@ def _template(tokenizer: Tokenizer) -> Finding:
     missing = [words for _, words in taken if words not in text]
     if missing:
         return failure("chat template", f"It drops messages: {missing[0]!r} is lost.", "Take the original template.")
-    if text == chat_text(conversation, tokenizer, begins_answer=False):
+    if text == chat_text(conversation, tokenizer, begins_answer=False) and not _ends_like_questions(text):
         told = "It does not begin the answer when it is asked to, so the model may speak for the user."
         return warning("chat template", told, "Take the template of the original model.")
     if taken != CONVERSATION:
         told = "It refuses messages of the system, with which most clients begin, so they get an error."
         return warning("chat template", told, "Have clients send none, or take a template that shows them.")
     return ok("chat template", "It shows system, user and assistant, and begins the answer.")
+
+
+def _ends_like_questions(text: str) -> bool:
+    """Whether all that stands between question and answer is there unasked: Mistral's [/INST]."""
+    between = text.partition(QUESTION)[2].partition(ANSWER)[0].strip()
+    return bool(between) and text.rpartition(CONVERSATION[-1][1])[2].strip() == between
 
 
 def _tools(tokenizer: Tokenizer) -> Finding:
