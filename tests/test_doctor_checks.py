@@ -429,6 +429,18 @@ def test_a_port_in_use() -> None:
     assert "jackfield doctor http" in said["port"].advice[0]
 
 
+def test_a_port_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = configuration.read({"host": "::1", "port": 8080}, environment={})
+
+    def refuse(*_: object) -> None:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(setup.socket, "socket", refuse)
+    said = {one.check: one for one in setup.setup_checks(found, given((), found.settings))}
+    assert (said["port"].verdict, "[::1]:8080 cannot be used" in said["port"].told) == ("failure", True)
+    assert "[::1]:8080" in said["keys"].told
+
+
 def test_a_plugin_that_does_not_work() -> None:
     found = configuration.read({"port": 0}, environment={})
     hooks = given([("fine", object()), ("broken", object())], found.settings)

@@ -173,3 +173,10 @@ def test_what_surrounds_a_key_is_not_sent() -> None:
     visit = Visit("http://127.0.0.1:1", "abc\n")
     visit.close()
     assert visit.key == "abc"
+
+
+def test_the_address_of_the_settings_in_brackets() -> None:
+    result = CliRunner().invoke(
+        main, ["doctor", "--real", "--json"], env={"JACKFIELD_HOST": "::1", "JACKFIELD_PORT": "1"}
+    )
+    assert json.loads(result.stdout)["url"] == "http://[::1]:1"

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from jackfield import settings as configuration
+from jackfield.address import place
 from jackfield.models.device import import_mlx_lm, load_blas
 from jackfield.models.sizes import parse_size
 from jackfield.settings import Configuration
@@ -87,7 +88,7 @@ def doctor(  # noqa: PLR0917 - options
     found = configuration.read(flags if url else {**flags, "model": model}, config)
     if real or url:
         settings = found.settings
-        _visit(url or f"http://{settings.host}:{settings.port}", ask, real=real, as_json=as_json)
+        _visit(url or f"http://{place(settings.host, settings.port)}", ask, real=real, as_json=as_json)
     else:
         # Memory modules have powers of two: what is sold as 48GB is 48GiB.
         machine = parse_size(memory, binary=True) if memory else None

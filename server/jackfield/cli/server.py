@@ -17,6 +17,7 @@ import click
 import uvicorn
 from starlette.applications import Starlette
 
+from jackfield.address import place
 from jackfield.app import create_app
 from jackfield.cli import systemd
 from jackfield.cli.loss import Loss
@@ -132,11 +133,11 @@ async def run(
 async def _open(app: Starlette, lineup: Lineup, listener: socket.socket) -> AsyncIterator[None]:
     """Plugins have started, and clients may come."""
     host, port = listener.getsockname()[:2]
-    app.state.host.url = f"http://{host}:{port}"
+    app.state.host.url = f"http://{place(host, port)}"
     async with app.router.lifespan_context(app):
         listener.listen(BACKLOG)
         first, *others = [entry.id for entry in lineup.registry.entries]
-        tell(f"Serving {first} on http://{host}:{port}/v1")
+        tell(f"Serving {first} on {app.state.host.url}/v1")
         if others:
             tell(f"And when they are asked for: {', '.join(others)}")
         systemd.notify("READY=1", f"STATUS=Serving {first}")

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from jackfield.address import place
 from jackfield.doctor.finding import Finding, failure, ok, warning
 from jackfield.hooks.calls import Hooks
 from jackfield.security import key_file
@@ -53,12 +54,12 @@ def _expired(keys: list[Key] | tuple[Key, ...], *, alone: bool) -> Iterator[Find
 
 
 def _exposure(settings: Settings, *, asks: bool, count: int) -> Finding:
-    place = f"{settings.host}:{settings.port}"
+    here = place(settings.host, settings.port)
     if asks:
         return ok("keys", f"Requests need one; {count} are known." if count else "Requests need one.", count=count)
     if _is_loopback(settings.host):
-        return ok("keys", f"Nobody needs one, and only this machine reaches {place}.", count=0)
-    told = f"Everybody who reaches {place} can use the server: it asks for no key."
+        return ok("keys", f"Nobody needs one, and only this machine reaches {here}.", count=0)
+    told = f"Everybody who reaches {here} can use the server: it asks for no key."
     advice = ("Make a key: jackfield keys create NAME.", "Or listen on this machine alone: --host 127.0.0.1.")
     if settings.open_to_network:
         return warning("keys", told, *advice, count=0)

@@ -4,6 +4,7 @@ import errno
 import socket
 from collections.abc import Iterator
 
+from jackfield.address import place
 from jackfield.doctor.finding import Finding, careful, failure, ok, warning
 from jackfield.doctor.keys import key_checks
 from jackfield.hooks.calls import Hooks
@@ -36,15 +37,15 @@ def _plugins(hooks: Hooks) -> Iterator[Finding]:
 
 
 def _port(settings: Settings) -> Finding:
-    place = f"{settings.host}:{settings.port}"
+    here = place(settings.host, settings.port)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((settings.host, settings.port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                look = f"If that is Jackfield, look at it: jackfield doctor http://{place}"
-                return warning("port", f"{place} is in use.", look, "Otherwise choose another one: --port.")
-            return failure("port", f"{place} cannot be used: {error.strerror}.", "Set host and port to others.")
-    return ok("port", f"{place} is free.")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            look = f"If that is Jackfield, look at it: jackfield doctor http://{here}"
+            return warning("port", f"{here} is in use.", look, "Otherwise choose another one: --port.")
+        return failure("port", f"{here} cannot be used: {error.strerror}.", "Set host and port to others.")
+    return ok("port", f"{here} is free.")
