@@ -19,6 +19,7 @@ from jackfield import settings as configuration
 from jackfield.api import sse
 from jackfield.doctor import fallback, machine, real, server, setup
 from jackfield.doctor.finding import Finding, careful, failed, ok
+from jackfield.doctor.front import front
 from jackfield.doctor.model import model_checks
 from jackfield.doctor.visit import Json, Streamed, Visit
 from jackfield.errors import JackfieldError
@@ -295,6 +296,12 @@ def test_fallback_that_does_not_work(visit: Visit, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("jackfield.api.sse.deltas", told_nothing(sse.deltas))
     found = {one.check: one.verdict for one in careful("fallback", lambda: fallback.fallback_checks(visit))}
     assert found == {"fallback": "ok", "circuit breaker": "failure", "broken streams": "failure"}
+
+
+def test_the_circuit_breaker_is_tried_by_itself(visit: Visit) -> None:
+    with front(visit) as own:
+        finding = fallback._leaves_alone(own)
+    assert finding.verdict == "ok", finding.told
 
 
 def told_nothing(deltas: Callable[..., Any]) -> Callable[..., Any]:

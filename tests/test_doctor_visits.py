@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from jackfield.cli.main import main
-from jackfield.doctor import server
+from jackfield.doctor import real, server
 from jackfield.doctor.finding import Finding, careful
 from jackfield.doctor.visit import Json, Visit
 from jackfield.errors import ConfigurationError
@@ -152,6 +152,78 @@ def test_a_stream_that_is_cut_off(visiting: Visiting) -> None:
     finding = found(visiting(answers), "streams")
     assert (finding.verdict, "gave no answer" in finding.told) == ("failure", True), finding.told
     assert finding.advice
+
+
+def thinking(effort: int) -> Answers:
+    """A model that thinks unless it is told not to, by a server that answers so to the field."""
+
+    def answers(path: str, asked: Json) -> Answer:
+        if path != "/v1/chat/completions" or ("reasoning_effort" in asked and effort == 200):
+            return vllm(path, asked)
+        if "reasoning_effort" in asked:
+            return effort, {"error": {"message": "No such field."}}, {}
+        message = {"role": "assistant", "content": None, "reasoning_content": "The user says"}
+        return 200, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": USAGE}, {}
+
+    return answers
+
+
+@pytest.mark.parametrize(("effort", "text"), [(200, "Hello"), (400, "The user says"), (422, "The user says")])
+def test_a_model_that_thinks(visiting: Visiting, effort: int, text: str) -> None:
+    visit = visiting(thinking(effort))
+    finding = found(visit, "answers")
+    assert (finding.verdict, text in finding.told) == ("ok", True), finding.told
+    assert [one.verdict for one in real._kinds(visit)] == ["ok"] * len(real.PROMPTS)
+    # One that could answer has no such excuse.
+    wanted = "failure" if effort == 200 else "skipped"
+    assert [found(visit, check).verdict for check in ("JSON schema", "tool calls")] == [wanted] * 2
+
+
+def short(path: str, asked: Json) -> Answer:
+    """A model with a context of 512 tokens, of which a story takes 20, that fails at code."""
+    if path == "/v1/models/m":
+        return 200, {"id": "m", "context_length": 512}, {}
+    if path == "/v1/completions":
+        return 200, {"choices": [{"text": "."}], "usage": {"prompt_tokens": 20}}, {}
+    text = asked["messages"][0]["content"]
+    if text.count(server.STORY) > 20 or "Python" in text:
+        return 400, {"error": {"message": "No.", "suggestions": ["Ask something else."]}}, {}
+    return vllm(path, asked)
+
+
+def untold(path: str, asked: Json) -> Answer:
+    """The same, of which nobody knows the context."""
+    return NOT_FOUND if path == "/v1/models/m" else short(path, asked)
+
+
+@pytest.mark.parametrize("answers", [short, untold])
+def test_prompts_fit_and_fail_one_by_one(visiting: Visiting, answers: Answers) -> None:
+    said = {one.check: one.verdict for one in real._kinds(visiting(answers))}
+    assert said == {f"prompt: {kind}": "failure" if kind == "code" else "ok" for kind in real.PROMPTS}
+
+
+def test_a_prompt_is_too_long_only_where_the_context_is_known(visiting: Visiting) -> None:
+    def answers(path: str, asked: Json) -> Answer:
+        refused = (400, {"error": {"message": "No."}}, {})
+        if asked.get("model") == "no-such-model":
+            return 404, refused[1], {}
+        return refused if "no_such_field" in asked else vllm(path, asked)
+
+    finding = found(visiting(answers), "errors")
+    assert finding.verdict == "ok", finding.told
+
+
+def test_memory_of_a_model_that_others_answer(visiting: Visiting) -> None:
+    (finding,) = real._memory(visiting(same(200, {"id": "m", "jackfield": {"capabilities": []}})))
+    assert (finding.verdict, "others answer it" in finding.told) == ("skipped", True)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(200, "tell nothing of this model"), (404, "has no metrics"), (403, "the scope 'metrics'")]
+)
+def test_metrics_that_are_not_there(visiting: Visiting, status: int, told: str) -> None:
+    finding = found(visiting(same(status, b"# none\n")), "hanging up")
+    assert (finding.verdict, told in finding.told) == ("skipped", True), finding.told
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:80a", "http://[::1", "http://"])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jackfield.doctor.finding import Finding, failure, ok
 from jackfield.doctor.front import FAILURES, FAULTS, VISITED, events, front
-from jackfield.doctor.visit import Json, Visit
+from jackfield.doctor.visit import Json, Visit, text_of
 
 BREAKS = FAULTS[-1]
 
@@ -23,7 +23,7 @@ def _falls_back(own: Visit) -> Finding:
     started = time.perf_counter()
     for fault in FAULTS:
         answer = _asked(own, fault)
-        if (came := _attempts(answer)) != [(fault, "failed"), (VISITED, "answered")] or not _text(answer):
+        if (came := _attempts(answer)) != [(fault, "failed"), (VISITED, "answered")] or not text_of(answer):
             return failure("fallback", f"Where the first upstream {fault}, this came of it: {came}.")
     seconds = time.perf_counter() - started
     told = f"Where the first upstream {', '.join(FAULTS)}, this server answers: {len(FAULTS)} times in {seconds:.1f} s."
@@ -31,8 +31,7 @@ def _falls_back(own: Visit) -> Finding:
 
 
 def _leaves_alone(own: Visit) -> Finding:
-    """One of its failures has been seen already."""
-    for _ in range(FAILURES):
+    for _ in range(FAILURES + 1):
         answer = _asked(own, "fails")
     first = (answer.get("jackfield") or {}).get("attempts", [{}])[0]
     if first.get("reason") != "circuit_open":
@@ -62,7 +61,3 @@ def _asked(visit: Visit, model: str) -> Json:
 def _attempts(answer: Json) -> list[tuple[str, str]]:
     told = (answer.get("jackfield") or {}).get("attempts") or []
     return [(one["backend"], one["outcome"]) for one in told]
-
-
-def _text(answer: Json) -> str:
-    return answer["choices"][0]["message"]["content"] or ""

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 from jackfield.doctor.fallback import fallback_checks
 from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
 from jackfield.doctor.server import STORY, idle, server_checks
-from jackfield.doctor.visit import Visit
+from jackfield.doctor.visit import Visit, refusal, text_of
 
 PROMPTS = {
     "a question": "What is the capital of France?",
     "code": "Write a Python function that reverses a string.",
-    "a long text": STORY * 40 + "What did the clockmaker do for a living?",
+    "a long text": "What did the clockmaker do for a living?",
     "other scripts": "Übersetze ins Englische: 早上好, доброе утро, صباح الخير 🙂",
     "numbers": "Add 17 and 25, and say only the sum.",
 }
+STORIES = 40
+"""Before the question of the long text, where so many fit."""
+OTHER_TOKENS = 128
+"""The answer's, the question's and the template's."""
+UNTOLD_CONTEXT = 512
+"""Tokens that all models take."""
 RELEASED_SHARE = 0.8
 """So much of the weights has to be free after the model has been unloaded."""
 
@@ -35,20 +41,32 @@ def real_checks(visit: Visit, bandwidth: float | None = None) -> Iterator[Findin
 
 
 def _kinds(visit: Visit) -> Iterator[Finding]:
-    for kind, prompt in PROMPTS.items():
-        answer = visit.chat(prompt, max_tokens=32)
-        # The last character may have been cut off in its middle.
-        text = (answer["choices"][0]["message"]["content"] or "").strip().rstrip("\N{REPLACEMENT CHARACTER}")
-        if not text:
-            yield warning(f"prompt: {kind}", "The answer is empty.", "Ask it by hand, with more max_tokens.")
-        elif "\N{REPLACEMENT CHARACTER}" in text:
-            yield failure(f"prompt: {kind}", f"The answer has broken characters: {text[:60]!r}")
-        else:
-            yield ok(f"prompt: {kind}", repr(" ".join(text.split())[:60]))
+    for kind in PROMPTS:
+        yield from careful(f"prompt: {kind}", lambda kind=kind: _kind(visit, kind))  # type: ignore[misc]
+
+
+def _kind(visit: Visit, kind: str) -> Iterator[Finding]:
+    before = _stories(visit) if kind == "a long text" else ""
+    # The last character may have been cut off in its middle.
+    text = text_of(visit.chat(before + PROMPTS[kind], max_tokens=32)).strip().rstrip("\N{REPLACEMENT CHARACTER}")
+    if not text:
+        yield warning(f"prompt: {kind}", "The answer is empty.", "Ask it by hand, with more max_tokens.")
+    elif "\N{REPLACEMENT CHARACTER}" in text:
+        yield failure(f"prompt: {kind}", f"The answer has broken characters: {text[:60]!r}")
+    else:
+        yield ok(f"prompt: {kind}", repr(" ".join(text.split())[:60]))
+
+
+def _stories(visit: Visit) -> str:
+    """As much of a text as the model's context takes, and not more than is worth while."""
+    length = visit.report().get("context_length") or UNTOLD_CONTEXT
+    usage = visit.completion(STORY, max_tokens=1).get("usage") or {}
+    fits = max(int(length) - OTHER_TOKENS, 0) // (usage.get("prompt_tokens") or len(STORY))
+    return STORY * min(STORIES, fits)
 
 
 def _capabilities(visit: Visit) -> Iterator[Finding]:
-    capabilities = visit.get(f"/v1/models/{visit.model}").json().get("jackfield", {}).get("capabilities") or []
+    capabilities = (visit.report().get("jackfield") or {}).get("capabilities") or []
     if "embeddings" in capabilities:
         vectors = visit.asked("/v1/embeddings", input=["a cat", "a kitten"])["data"]
         width = len(vectors[0]["embedding"])
@@ -61,11 +79,14 @@ def _capabilities(visit: Visit) -> Iterator[Finding]:
 
 def _memory(visit: Visit) -> Iterator[Finding]:
     """Unload the model, see its memory come back, and load it again."""
-    report = visit.get(f"/v1/models/{visit.model}").json()["jackfield"]
+    weights = (visit.report().get("jackfield") or {}).get("weights_bytes")
+    if not weights:
+        yield skipped("memory", "The server holds no weights of this model: others answer it.")
+        return
     held = visit.series("jackfield_device_memory_bytes")
     response = visit.post("/v1/models/unload", {"model": visit.model})
     if response.status_code != 200:
-        told = response.json().get("error", {}).get("message", response.status_code)
+        told = refusal(response)[0] or response.status_code
         yield skipped("memory", f"The model cannot be unloaded: {told}")
         return
     started = time.perf_counter()
@@ -76,9 +97,9 @@ def _memory(visit: Visit) -> Iterator[Finding]:
     if not held or not again:
         yield skipped("memory", "The metrics cannot be read: give a key with the scope 'metrics'.")
         return
-    kept = again - report["weights_bytes"]
-    figures = {"before_bytes": held, "after_bytes": again, "weights_bytes": report["weights_bytes"]}
-    if kept > held - RELEASED_SHARE * report["weights_bytes"] and kept > report["weights_bytes"] / 2:
+    kept = again - weights
+    figures = {"before_bytes": held, "after_bytes": again, "weights_bytes": weights}
+    if kept > held - RELEASED_SHARE * weights and kept > weights / 2:
         yield failure("memory", f"{kept / 1e9:.2f} GB were not given back.", "Restart the server.", **figures)
     else:
         yield ok("memory", f"It was given back: {held / 1e9:.2f} GB before, {again / 1e9:.2f} GB now.", **figures)
@@ -93,7 +114,7 @@ def _recovery(visit: Visit) -> Iterator[Finding]:
             yield failure("recovery", f"To a request without messages it answered {status} instead of 400.")
             return
         with visit.stream(STORY, max_tokens=500, ignore_eos=True) as chunks:
-            next(chunks)
+            next(chunks, None)
     started = time.perf_counter()
     after = visit.completion(STORY, max_tokens=8)["choices"][0]["text"]
     seconds = time.perf_counter() - started

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from jackfield.doctor.finding import Finding, careful, failure, ok, skipped, warning
 from jackfield.doctor.samples import TEXTS
-from jackfield.doctor.visit import Json, Visit, document, refusal
+from jackfield.doctor.visit import Json, Visit, document, only_thinks, refusal, text_of
 
 STORY = "Once upon a time, in a small village by the sea, there lived an old clockmaker. "
 TOKENS = 48
 """Of the answers that are timed."""
+STILL_THINKS = "The model cannot be kept from thinking, and its tokens did not reach for an answer."
 COMPANY = 4
 """Requests at the same time."""
 CITIES = ("Paris", "London", "Rome")
@@ -112,7 +113,7 @@ def _tokens(visit: Visit) -> Iterator[Finding]:
 
 def _answers(visit: Visit) -> Iterator[Finding]:
     answer = visit.chat("Say hello.", max_tokens=24)
-    text, usage = answer["choices"][0]["message"]["content"] or "", answer.get("usage") or {}
+    text, usage = text_of(answer), answer.get("usage") or {}
     parts, total = ("prompt_tokens", "completion_tokens"), usage.get("total_tokens", 0)
     if sum(usage.get(name, 0) for name in parts) != total:
         yield failure("answers", f"The usage does not add up: {usage}.")
@@ -160,6 +161,8 @@ def _structure(visit: Visit) -> Iterator[Finding]:
     text = answer["choices"][0]["message"].get("content") or ""
     if _holds(text):
         yield ok("JSON schema", f"It holds: {_short(text)}")
+    elif only_thinks(answer):
+        yield skipped("JSON schema", STILL_THINKS)
     else:
         yield failure("JSON schema", f"It does not hold: {_short(text)}")
 
@@ -175,6 +178,9 @@ def _holds(text: str) -> bool:
 def _tools(visit: Visit) -> Iterator[Finding]:
     answer = visit.chat("What is the weather in Paris?", tools=[TOOL], tool_choice="required", max_tokens=96)
     calls = answer["choices"][0]["message"].get("tool_calls") or []
+    if not calls and only_thinks(answer):
+        yield skipped("tool calls", STILL_THINKS)
+        return
     if not calls:
         yield failure("tool calls", "There was none, although one was required.", "See tool_parser in docs/api.md.")
         return
@@ -200,7 +206,7 @@ def _cache(visit: Visit) -> Iterator[Finding]:
 
 def _hang_up(visit: Visit) -> Iterator[Finding]:
     if visit.series("jackfield_num_requests_running") is None:
-        yield skipped("hanging up", "The metrics cannot be read: give a key with the scope 'metrics'.")
+        yield skipped("hanging up", _unmeasured(visit))
         return
     with visit.stream(STORY, max_tokens=2000, ignore_eos=True) as chunks:
         next(chunks, None)
@@ -208,6 +214,16 @@ def _hang_up(visit: Visit) -> Iterator[Finding]:
         yield ok("hanging up", "A client that hangs up stops its work.")
     else:
         yield warning("hanging up", "Requests still run; they may be somebody else's.", "Look at GET /metrics.")
+
+
+def _unmeasured(visit: Visit) -> str:
+    """Why a number is not there."""
+    status = visit.get("/metrics").status_code
+    if status in (401, 403):
+        return "The metrics cannot be read: give a key with the scope 'metrics'."
+    if status != 200:
+        return f"The server has no metrics: it answered {status}."
+    return "The metrics tell nothing of this model: other servers answer it."
 
 
 def idle(visit: Visit) -> bool:
@@ -221,13 +237,14 @@ def idle(visit: Visit) -> bool:
 
 
 def _errors(visit: Visit) -> Iterator[Finding]:
-    length = visit.report().get("context_length") or 4096
-    wrong = (
+    wrong: list[tuple[str, Json | bytes, int]] = [
         ("half a document", b'{"model": ', 400),
         ("a model that is not there", {"model": "no-such-model", "prompt": "Hi"}, 404),
         ("an unknown field", {"model": visit.model, "prompt": "Hi", "no_such_field": 1}, 400),
-        ("a prompt that is too long", {"model": visit.model, "prompt": [0] * (length + 1)}, 400),
-    )
+    ]
+    # Of models that others answer it is not known.
+    if length := visit.report().get("context_length"):
+        wrong.append(("a prompt that is too long", {"model": visit.model, "prompt": [0] * (length + 1)}, 400))
     for told, body, status in wrong:
         response = visit.post("/v1/completions", body)
         if response.status_code != status or not refusal(response)[0]:

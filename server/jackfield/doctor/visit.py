@@ -112,8 +112,12 @@ class Visit:
         return document(response)
 
     def chat(self, text: str, **fields: Any) -> Json:
-        """The answer to a question; the most likely one unless ``fields`` say otherwise."""
-        return self.asked("/v1/chat/completions", **_question(text), **fields)
+        """The answer to a question, without thoughts; the most likely one unless ``fields`` say otherwise."""
+        path, asked = "/v1/chat/completions", {"model": self.model, **_question(text), **fields}
+        # Thoughts would leave no tokens for the answer.
+        response = self.post(path, {**asked, "reasoning_effort": "none"})
+        # Some servers do not know the field, or its value.
+        return self._checked(self.post(path, asked) if response.status_code in (400, 422) else response)
 
     def completion(self, text: str, **fields: Any) -> Json:
         """What a text goes on with."""
@@ -159,6 +163,18 @@ class Visit:
 
 def _question(text: str) -> Json:
     return {"messages": [{"role": "user", "content": text}], "temperature": 0}
+
+
+def text_of(answer: Json) -> str:
+    """Of an answer in a conversation; its thoughts if there is nothing else."""
+    message = answer["choices"][0]["message"]
+    return str(message.get("content") or message.get("reasoning_content") or message.get("reasoning") or "")
+
+
+def only_thinks(answer: Json) -> bool:
+    """Whether its tokens did not reach beyond its thoughts."""
+    choice = answer["choices"][0]
+    return choice.get("finish_reason") == "length" and not choice["message"].get("content") and bool(text_of(answer))
 
 
 def document(response: httpx2.Response) -> Json:
