@@ -124,7 +124,8 @@ class OnDemand:
             UnavailableError: there is no room for it at the moment.
         """
         if entry.failure is not None and time.monotonic() - entry.last_used < AGAIN_SECONDS:
-            raise entry.failure
+            # Otherwise it would keep the frames of everybody who was refused.
+            raise entry.failure.with_traceback(None)
         task = self._loads.get(entry.id)
         if task is None:
             task = self._loads[entry.id] = asyncio.create_task(self._load(entry))
