@@ -117,6 +117,13 @@ def reference(runner: Runner, prompt: list[int], count: int) -> list[int]:
     return sequence[len(prompt) :]
 
 
+def are_most_likely(runner: Runner, prompt: list[int], answer: list[int]) -> bool:
+    """Whether each token is, after all before it, without cache, batch and slices; or all but, as sums are rounded."""
+    logits = np.array(runner.model(mx.array([[*prompt, *answer]]))[0, len(prompt) - 1 : -1])
+    chosen = np.take_along_axis(logits, np.array(answer)[:, None], axis=-1)
+    return bool((chosen[:, 0] > logits.max(axis=-1) - 1e-4).all())
+
+
 PROMPTS = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=80), min_size=1, max_size=6)
 
 
@@ -127,7 +134,9 @@ def test_batched_sliced_and_cached_answers_are_those_of_plain_decoding(runner, p
     for _ in range(2):
         events = drain(engine, *[request(str(i), prompt, 4 + i) for i, prompt in enumerate(prompts)])
         for i, prompt in enumerate(prompts):
-            assert tokens(events[str(i)]) == reference(runner, prompt, 4 + i)
+            answer = tokens(events[str(i)])
+            assert len(answer) == 4 + i
+            assert are_most_likely(runner, prompt, answer)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 7])

@@ -356,7 +356,10 @@ def load_error(entry: Entry, error: Exception) -> ModelLoadError:
     if isinstance(error, ModelLoadError):
         return error
     logger.error("%s cannot be loaded.", entry.id, exc_info=error)
-    return ModelLoadError(f"Loading it failed with {type(error).__name__}: {error}")
+    return ModelLoadError(
+        f"Loading it failed with {type(error).__name__}: {error}",
+        suggestions=("See in the server's log where.", "Download the model again, or take another one."),
+    )
 
 
 def needs(plan: MemoryPlan | None) -> int:
