@@ -362,6 +362,10 @@ def test_a_copy_needs_the_model_it_was_made_from_no_longer(
     monkeypatch.chdir("/")
     assert list(listed()) == [f"{source}:4bit"]
     assert facts("info", f"{source}:4bit")["downloaded"] is True
+    assert models("remove", "./source:4bit", "--yes").exit_code == 1, "that is another one here"
+    monkeypatch.chdir(tmp_path)
+    assert models("remove", "./source:4bit", "--yes").exit_code == 0
+    assert not listed()
 
 
 def test_a_table_of_the_settings_is_a_name(tiny_model: Path, tmp_path: Path, cache: Path) -> None:

@@ -287,7 +287,7 @@ def quantize(name: str, bits: str, group_size: str, out: Path | None, config: Pa
     """
     settings = _settings(config)
     from jackfield.models.inventory import size_of  # noqa: PLC0415
-    from jackfield.models.quantize import quantize  # noqa: PLC0415
+    from jackfield.models.quantize import check_quantizable, quantize  # noqa: PLC0415
     from jackfield.models.quantized import Recipe, is_outdated, state_of, write_origin  # noqa: PLC0415
     from jackfield.models.sources import resolve  # noqa: PLC0415
     from jackfield.models.store import build_once  # noqa: PLC0415
@@ -299,6 +299,7 @@ def quantize(name: str, bits: str, group_size: str, out: Path | None, config: Pa
     target = out.absolute() if out else recipe.folder(settings.cache_dir)
     state = state_of(source)
     if is_outdated(target, state):
+        check_quantizable(source)
         click.echo(f"{name} has changed since it was quantized, so that is done again.", err=True)
         shutil.rmtree(target)
 

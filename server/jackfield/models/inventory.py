@@ -18,7 +18,7 @@ from jackfield.models.adapter_folder import MLX, PEFT, base_model, is_adapter, i
 from jackfield.models.folder import check_folder
 from jackfield.models.gguf_source import place_of
 from jackfield.models.hub_gguf import means
-from jackfield.models.quantized import read_origin
+from jackfield.models.quantized import read_origin, recipe
 
 Kind = Literal["hub", "starter", "gguf", "quantized", "adapter"]
 
@@ -52,6 +52,8 @@ class Stored:
             return self.name == name or not revision or self.revision.startswith(revision)
         if self.file and means(name, self.file):
             return True
+        if self.kind == "quantized" and (found := recipe(name)):
+            return found.folder(self.folder.parents[1]) == self.folder
         return name == self.name or (self.kind == "gguf" and str(place_of(name)) == self.name)
 
 
