@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from faulty_upstream import FaultyUpstream, faulty_upstream
 from serving import Server, serve
 
 pytest_plugins = ["model_fixtures"]
@@ -28,6 +29,13 @@ def starter_server(starter: Path) -> Iterator[Server]:
     """The real starter model."""
     with serve("starter", "--max-batch", "8") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultyUpstream]:
+    """A server that fails as it is told to."""
+    with faulty_upstream() as upstream:
+        yield upstream
 
 
 @pytest.fixture(scope="session")

@@ -348,7 +348,10 @@ def test_a_model_that_has_changed_is_quantized_again(tmp_path: Path, cache: Path
     write_model(source, config := json.loads((source / "config.json").read_text()), random_weights(config, 7))
     again = models("quantize", source)
     assert (again.exit_code, "has changed since it was quantized" in again.stderr) == (0, True)
-    assert weights.read_bytes() != before
+    assert (anew := weights.read_bytes()) != before
+    (source / "model.safetensors").write_bytes(b"damaged")
+    assert models("quantize", source).exit_code == 1
+    assert weights.read_bytes() == anew, "the copy stays until there is a new one"
 
 
 def test_a_copy_needs_the_model_it_was_made_from_no_longer(

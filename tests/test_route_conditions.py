@@ -8,18 +8,12 @@ from typing import Any
 
 import pytest
 
-from faulty_upstream import HANGS, FaultyUpstream, faulty_upstream, refuses
+from faulty_upstream import HANGS, FaultyUpstream, refuses
 from jackfield.testing import JackfieldServer, Reply, serving
 
 FAILS = refuses(500, b"oops")
 PATIENCE = 20.0
 """Seconds after which something has not happened."""
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[FaultyUpstream]:
-    with faulty_upstream() as upstream:
-        yield upstream
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faulty_upstream import FaultyUpstream, faulty_upstream
+from faulty_upstream import FaultyUpstream
 from jackfield.hooks import hookimpl
 from jackfield.testing import JackfieldServer, serving
 
@@ -83,12 +83,6 @@ class Brings:
     @hookimpl
     def register_backends(self, register: Callable[..., None]) -> None:
         register("clerk", Clerk)
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[FaultyUpstream]:
-    with faulty_upstream() as upstream:
-        yield upstream
 
 
 @pytest.fixture(scope="module")

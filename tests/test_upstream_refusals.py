@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from faulty_upstream import DONE, STREAM, USAGE, FaultyUpstream, chunk, faulty_upstream, refuses, says
+from faulty_upstream import DONE, STREAM, USAGE, FaultyUpstream, chunk, refuses, says
 from jackfield.testing import JackfieldServer, serving
 
 QUESTION: Any = [{"role": "user", "content": "Hi"}]
 KEY = "sk-0123456789"
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[FaultyUpstream]:
-    with faulty_upstream() as upstream:
-        yield upstream
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from faulty_upstream import (
     Act,
     FaultyUpstream,
     chunk,
-    faulty_upstream,
     late,
     refuses,
     says,
@@ -42,12 +41,6 @@ def refusing_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[FaultyUpstream]:
-    with faulty_upstream() as upstream:
-        yield upstream
 
 
 @pytest.fixture(scope="module")

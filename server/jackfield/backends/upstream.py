@@ -241,11 +241,15 @@ class Upstream:
 
 async def _beginning(response: httpx2.Response, limit: int) -> bytes:
     """All that it says, or more than the limit of it."""
-    data = bytearray()
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > limit:
-            break
+    data, loop = bytearray(), asyncio.get_running_loop()
+    # Who leaves the loop by itself leaves generators behind, which are closed at some time, or twice at the end.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None) as patience:
+            async for piece in response.aiter_bytes():
+                if len(data) <= limit:
+                    data += piece
+                if len(data) > limit and patience.when() is None:
+                    patience.reschedule(loop.time() + LINGER_SECONDS)
     return bytes(data)
 
 

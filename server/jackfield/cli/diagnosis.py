@@ -154,14 +154,13 @@ def bar(plan: MemoryPlan, *, ascii_only: bool = False) -> Text:
 
 
 def diagnose(settings: Settings, memory: int | None = None, device: DeviceKind | None = None) -> Diagnosis:
-    """Plan the memory for the model that ``settings`` name, by its own name or its table's, without its weights.
+    """Plan the memory for the model that ``settings`` name, as `Settings.of_model` gives them, without its weights.
 
     ``memory`` and ``device`` describe another machine than this one.
 
     Raises:
         JackfieldError: the model or the machine is not known.
     """
-    settings = settings.of_model(settings.model)
     machine = Machine.here(memory, device)
     model = describe_model(settings.model, cache=settings.cache_dir)
     kind = machine.kind

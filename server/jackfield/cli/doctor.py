@@ -109,7 +109,7 @@ def _diagnose(found: Configuration, machine: int | None, device: "DeviceKind | N
     from jackfield.cli.diagnosis import diagnose  # noqa: PLC0415
     from jackfield.doctor.finding import failed  # noqa: PLC0415
 
-    diagnosis = diagnose(found.settings, machine, device)
+    diagnosis = diagnose(found.settings.of_model(found.settings.model), machine, device)
     # Another machine cannot be looked at.
     findings = [] if machine or device else list(_checks(found, diagnosis.model.folder))
     if as_json:

@@ -287,7 +287,7 @@ def quantize(name: str, bits: str, group_size: str, out: Path | None, config: Pa
     """
     settings = _settings(config)
     from jackfield.models.inventory import size_of  # noqa: PLC0415
-    from jackfield.models.quantize import check_quantizable, quantize  # noqa: PLC0415
+    from jackfield.models.quantize import quantize  # noqa: PLC0415
     from jackfield.models.quantized import Recipe, is_outdated, state_of, write_origin  # noqa: PLC0415
     from jackfield.models.sources import resolve  # noqa: PLC0415
     from jackfield.models.store import build_once  # noqa: PLC0415
@@ -299,16 +299,14 @@ def quantize(name: str, bits: str, group_size: str, out: Path | None, config: Pa
     target = out.absolute() if out else recipe.folder(settings.cache_dir)
     state = state_of(source)
     if is_outdated(target, state):
-        check_quantizable(source)
         click.echo(f"{name} has changed since it was quantized, so that is done again.", err=True)
-        shutil.rmtree(target)
 
     def build(folder: Path) -> None:
         quantize(source, folder, bits=recipe.bits, group_size=recipe.group_size, progress=RichProgress())
         if out is None:
             write_origin(folder, recipe.name, state=state)
 
-    build_once(target, build, RichProgress())
+    build_once(target, build, RichProgress(), is_outdated=lambda: is_outdated(target, state))
     if out:
         target.with_name(f"{target.name}.lock").unlink(missing_ok=True)
     click.echo(f"{recipe.bits} bits: {gigabytes(size_of(target))}, where it was {gigabytes(size_of(source))}: {target}")

@@ -18,18 +18,20 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
-def build_once(target: Path, build: Callable[[Path], None], progress: Progress) -> Path:
-    """The folder ``target``, filled by ``build(folder)`` if it is not there yet.
+def build_once(
+    target: Path, build: Callable[[Path], None], progress: Progress, *, is_outdated: Callable[[], bool] = lambda: False
+) -> Path:
+    """The folder ``target``, filled by ``build(folder)`` if it is not there or outdated; until then the old one stays.
 
     Raises:
         ModelLoadError: the disk is full or the cache cannot be written, besides what ``build`` raises.
     """
-    if target.is_dir():
+    if target.is_dir() and not is_outdated():
         return target
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target, progress):
-            if not target.is_dir():
+            if not target.is_dir() or is_outdated():
                 _build(target, build)
     return target
 
@@ -44,6 +46,7 @@ def _build(target: Path, build: Callable[[Path], None]) -> None:
         build(folder)
         folder.chmod(0o755)
         _sync(folder)
+        shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
